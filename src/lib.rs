@@ -1,0 +1,14 @@
+//! Read an Amazon Kinesis data stream with a fleet of workers.
+
+mod clock;
+mod core;
+pub mod io;
+
+pub use crate::core::{
+    lease::{
+        Checkpoint, CheckpointGoesBack, InvalidCheckpoint, Lease, LeaseKey, LeaseWrite, Mark, OwnerChange,
+        PendingCheckpoint, Tenure, WorkerId,
+    },
+    record::{Batch, Record},
+    shard::{ChildShard, HashKeyRange, InvalidSequenceNumber, Position, SequenceNumber, Shard, ShardId},
+};
