@@ -5,6 +5,7 @@ mod core;
 pub mod io;
 
 pub use crate::core::{
+    balance::Reason as ClaimReason,
     lease::{
         Checkpoint, CheckpointGoesBack, InvalidCheckpoint, Lease, LeaseKey, LeaseWrite, Mark, OwnerChange,
         PendingCheckpoint, Tenure, WorkerId,

@@ -2,6 +2,14 @@
 //!
 //! Time comes in as `now`, chance as `rng`. Whatever can be wrong is decided here and tested here.
 
+pub(crate) mod aggregation;
+pub(crate) mod audit;
+pub(crate) mod backoff;
+pub(crate) mod balance;
 pub(crate) mod lease;
+pub(crate) mod lease_view;
+pub(crate) mod pacing;
 pub(crate) mod record;
 pub(crate) mod shard;
+pub(crate) mod shard_sync;
+pub(crate) mod watermark;

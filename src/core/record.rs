@@ -31,6 +31,12 @@ impl Record {
         Self { data: data.into(), partition_key: partition_key.into(), position, arrived_at, shard }
     }
 
+    /// The user record number `sub` inside this one, which producers aggregated.
+    pub(crate) fn part(&self, sub: u64, partition_key: Arc<str>, data: Bytes) -> Self {
+        let position = Position { sequence: self.position.sequence.clone(), sub };
+        Self { data, partition_key, position, arrived_at: self.arrived_at, shard: self.shard.clone() }
+    }
+
     /// The payload.
     pub fn data(&self) -> &Bytes {
         &self.data

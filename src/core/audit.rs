@@ -1,0 +1,293 @@
+//! Audit of the lease table: whether every hash key is read, and whether the table is this stream's.
+//!
+//! A hole means that records are read by nobody: a row was lost or never made. Only says so; `shard_sync`
+//! finds the leases to create. Follows the Java KCL (`PeriodicShardSyncManager`), but looks at the highest
+//! end of all ranges instead of the last one's. That a table may belong to another stream is our own check:
+//! shard ids are the same in every stream, so the wrong table would be read without an error.
+
+use std::collections::BTreeMap;
+
+use crate::core::{
+    lease::Lease,
+    shard::{HashKeyRange, Shard, ShardId},
+};
+
+/// How much of the hash key space is covered by leases that are not finished.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Coverage {
+    /// All of it.
+    Whole,
+    /// All but these ranges, ascending.
+    Holes(Vec<HashKeyRange>),
+    /// There are no leases at all.
+    Empty,
+    /// Not known: the rows of these shards have no range. List the shards and ask again.
+    Unknown(Vec<ShardId>),
+}
+
+/// Looks for hash keys that no unfinished lease covers.
+///
+/// Old KCL versions wrote no ranges into the rows; those come from `listed`, if the shards have been
+/// listed. A lease whose shard is not listed any more, and that has no range, covers nothing.
+pub(crate) fn coverage(leases: &[Lease], listed: Option<&[Shard]>) -> Coverage {
+    if leases.is_empty() {
+        return Coverage::Empty;
+    }
+    let known: BTreeMap<&ShardId, HashKeyRange> =
+        listed.unwrap_or_default().iter().map(|shard| (&shard.id, shard.hash_range)).collect();
+    let (mut ranges, mut unknown) = (Vec::new(), Vec::new());
+    for lease in leases.iter().filter(|lease| !lease.is_finished()) {
+        let shard = lease.key.shard();
+        match lease.hash_range.or_else(|| known.get(&shard).copied()) {
+            Some(range) => ranges.push(range),
+            None => unknown.push(shard),
+        }
+    }
+    if listed.is_none() && !unknown.is_empty() {
+        return Coverage::Unknown(unknown);
+    }
+    match gaps(ranges) {
+        holes if holes.is_empty() => Coverage::Whole,
+        holes => Coverage::Holes(holes),
+    }
+}
+
+/// Says when a hole has been seen often enough to be real.
+///
+/// While leases are being created, a look at the table may fall between two writes.
+#[derive(Debug)]
+pub(crate) struct HoleWatch {
+    looks: u32,
+    seen: BTreeMap<HashKeyRange, u32>,
+}
+
+impl HoleWatch {
+    /// A hole counts once it was there in that many looks in a row.
+    /// KCL: `leasesRecoveryAuditorInconsistencyConfidenceThreshold`.
+    pub(crate) fn new(looks: u32) -> Self {
+        Self { looks, seen: BTreeMap::new() }
+    }
+
+    /// Takes note of the holes of one look; empty for none. True if one of them counts: then sync.
+    pub(crate) fn see(&mut self, holes: &[HashKeyRange]) -> bool {
+        let times = |hole: &HashKeyRange| self.seen.get(hole).map_or(1, |times| times + 1);
+        self.seen = holes.iter().map(|hole| (*hole, times(hole))).collect();
+        self.seen.values().any(|times| *times >= self.looks)
+    }
+}
+
+impl Default for HoleWatch {
+    fn default() -> Self {
+        Self::new(3)
+    }
+}
+
+/// Evidence that the leases were made for another stream, and what to do about it; none in the usual case.
+///
+/// `identity` is that of the stream that is read (its ARN and its time of creation), `listed` all its shards.
+pub(crate) fn belongs_elsewhere(leases: &[Lease], listed: &[Shard], identity: &str) -> Option<String> {
+    let shards: BTreeMap<&str, &Shard> = listed.iter().map(|shard| (shard.id.as_str(), shard)).collect();
+    leases.iter().find_map(|lease| {
+        if let Some(stream) = lease.stream.as_deref().filter(|stream| *stream != identity) {
+            return Some(other_stream(lease, stream, identity));
+        }
+        let evidence = contradiction(lease, shards.get(lease.key.as_str())?)?;
+        Some(format!(
+            "lease {} is not of this stream: {evidence}. Use another application name for this stream, or \
+             read the stream that the table was made for; if the stream was deleted and made again, delete \
+             the table",
+            lease.key
+        ))
+    })
+}
+
+fn other_stream(lease: &Lease, stream: &str, identity: &str) -> String {
+    let arn = |identity: &str| identity.rsplit_once(':').map(|(arn, _created)| arn.to_owned());
+    if arn(stream) == arn(identity) {
+        return format!(
+            "lease {} was made for an earlier stream of the same name ({stream}, now {identity}). Delete \
+             the table, or use another application name",
+            lease.key
+        );
+    }
+    format!(
+        "lease {} was made for the stream {stream}, not for {identity}. Use another application name for \
+         this stream, or read that one",
+        lease.key
+    )
+}
+
+fn contradiction(lease: &Lease, shard: &Shard) -> Option<String> {
+    if let Some(range) = lease.hash_range.filter(|range| *range != shard.hash_range) {
+        let HashKeyRange { start, end } = shard.hash_range;
+        return Some(format!(
+            "its hash keys are {}-{}, the shard's are {start}-{end}",
+            range.start, range.end
+        ));
+    }
+    let done = &lease.checkpoint.position()?.sequence;
+    let first = &shard.starting_sequence;
+    if done < first {
+        return Some(format!("its checkpoint {done} is before the shard's first number, {first}"));
+    }
+    // An ending before the beginning says nothing: some emulators report 2^63 - 1 for every closed shard.
+    let last = shard.ending_sequence.as_ref().filter(|last| first <= last)?;
+    (last < done).then(|| format!("its checkpoint {done} is after the shard's last number, {last}"))
+}
+
+/// The hash keys in none of `ranges`, which may overlap.
+fn gaps(mut ranges: Vec<HashKeyRange>) -> Vec<HashKeyRange> {
+    ranges.sort();
+    let mut gaps = Vec::new();
+    // The lowest key that is not known to be covered; none at the end of the space.
+    let mut next = Some(0_u128);
+    for range in ranges {
+        let Some(start) = next else { break };
+        if start < range.start {
+            gaps.push(HashKeyRange { start, end: range.start - 1 });
+        }
+        next = range.end.checked_add(1).map(|after| after.max(start));
+    }
+    gaps.extend(next.map(|start| HashKeyRange { start, end: HashKeyRange::ALL.end }));
+    gaps
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::core::lease::Checkpoint;
+
+    const CASES: &str = include_str!("testdata/hash_audit.txt");
+    const STREAM: &str = "arn:aws:kinesis:eu-west-1:123456789012:stream/orders:1700000000";
+
+    fn range(text: &str) -> HashKeyRange {
+        let (start, end) = text.split_once('-').expect("a range");
+        let end = if end == "MAX" { u128::MAX } else { end.parse().expect("digits") };
+        HashKeyRange { start: start.parse().expect("digits"), end }
+    }
+
+    fn leases(ranges: &str) -> Vec<Lease> {
+        let lease = |(n, text): (usize, &str)| {
+            let finished = text.ends_with('!');
+            let checkpoint = if finished { Checkpoint::ShardEnd } else { Checkpoint::TrimHorizon };
+            let hash_range = (text != "?").then(|| range(text.trim_end_matches('!')));
+            Lease { hash_range, ..Lease::new(&n.to_string().into(), checkpoint) }
+        };
+        ranges.split_whitespace().enumerate().map(lease).collect()
+    }
+
+    fn shard(id: &str, hash_keys: &str, first: &str, last: &str) -> Shard {
+        Shard {
+            id: id.into(),
+            parents: [].into(),
+            hash_range: range(hash_keys),
+            starting_sequence: first.parse().expect("digits"),
+            ending_sequence: last.parse().ok(),
+        }
+    }
+
+    #[test]
+    fn the_table_of_holes_holds() {
+        let lines = CASES.lines().filter(|line| !line.starts_with('#'));
+        let cases: Vec<_> = lines.filter_map(|line| line.split_once('|')).collect();
+        assert!(cases.len() > 12);
+        for (ranges, holes) in cases {
+            let holes: Vec<HashKeyRange> = holes.split_whitespace().map(range).collect();
+            let expected = if holes.is_empty() { Coverage::Whole } else { Coverage::Holes(holes) };
+            assert_eq!(coverage(&leases(ranges), Some(&[])), expected, "{ranges}");
+        }
+        assert_eq!(coverage(&[], Some(&[])), Coverage::Empty);
+    }
+
+    #[test]
+    fn ranges_that_the_rows_lack_come_from_the_listing() {
+        let rows = leases("0-1 ? 4-MAX");
+        assert_eq!(coverage(&rows, None), Coverage::Unknown(vec!["1".into()]));
+        assert_eq!(coverage(&rows, Some(&[shard("1", "2-3", "1", "open")])), Coverage::Whole);
+        assert_eq!(coverage(&leases("0-MAX"), None), Coverage::Whole);
+    }
+
+    #[test]
+    fn a_hole_counts_from_the_third_look_in_a_row() {
+        // Each look: the holes seen, "-" for none, and "!" where a sync is due. As in the Java KCL but the last.
+        for looks in [
+            "23-25 23-25 23-25! 23-25!",
+            "23-25 23-25 - 23-25 23-25",
+            "23-25 23-25 3-5 3-5 3-5!",
+            "23-25 23-25 3-5 3-5 23-25 23-25 23-25!",
+            // A second hole that comes and goes does not hide the first.
+            "23-25 23-25,3-5 23-25!",
+        ] {
+            let mut watch = HoleWatch::default();
+            for look in looks.split(' ') {
+                let holes = look.trim_matches(['!', '-']).split(',').filter(|hole| !hole.is_empty());
+                assert_eq!(watch.see(&holes.map(range).collect::<Vec<_>>()), look.ends_with('!'), "{looks}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_that_fits_its_shard_or_says_nothing_is_no_evidence() {
+        let listed = [shard("0", "0-9", "100", "200"), shard("1", "10-MAX", "100", "open")];
+        let mut rows = leases("0-9 10-MAX 5-6 ?");
+        rows[0].checkpoint = Checkpoint::parse("200", 7).expect("a number");
+        rows[1].checkpoint = Checkpoint::parse("100", 0).expect("a number");
+        rows[1].stream = Some(STREAM.into());
+        assert_eq!(belongs_elsewhere(&rows, &listed, STREAM), None);
+    }
+
+    #[test]
+    fn an_ending_number_that_cannot_be_is_no_evidence() {
+        let first = "49590338271490256608559692538361571095921575989136588898";
+        let listed = [shard("0", "0-MAX", first, "9223372036854775807")];
+        let mut rows = leases("0-MAX");
+        rows[0].checkpoint = Checkpoint::parse(first, 0).expect("a number");
+        assert_eq!(belongs_elsewhere(&rows, &listed, STREAM), None);
+    }
+
+    #[test]
+    fn a_row_of_another_stream_is_found_and_the_message_says_what_to_do() {
+        let listed = [shard("0", "0-9", "100", "200")];
+        let row = |range, checkpoint: &str, stream: Option<&str>| Lease {
+            checkpoint: Checkpoint::parse(checkpoint, 0).expect("a checkpoint"),
+            stream: stream.map(Into::into),
+            ..leases(range).remove(0)
+        };
+        for (row, says) in [
+            (
+                row("0-9", "LATEST", Some("arn:aws:kinesis:eu-west-1:1:stream/x:5")),
+                "was made for the stream arn",
+            ),
+            (row("0-9", "LATEST", Some(&STREAM.replace("1700", "1600"))), "earlier stream of the same name"),
+            (row("0-8", "LATEST", None), "its hash keys are 0-8, the shard's are 0-9"),
+            (row("0-9", "99", None), "its checkpoint 99 is before the shard's first number, 100"),
+            (row("0-9", "201", None), "its checkpoint 201 is after the shard's last number, 200"),
+        ] {
+            let message = belongs_elsewhere(&[row], &listed, STREAM).expect("evidence");
+            assert!(message.contains(says), "{message}");
+            assert!(message.contains("another application name"), "{message}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_key_is_in_a_gap_if_and_only_if_it_is_in_no_range(
+            ends in prop::collection::vec((0..40_u128, 0..40_u128, any::<bool>()), 0..8),
+            key in 0..45_u128,
+        ) {
+            let range = |(a, b, top): &(u128, u128, bool)| HashKeyRange {
+                start: *a.min(b),
+                end: if *top { u128::MAX } else { *a.max(b) },
+            };
+            let ranges: Vec<HashKeyRange> = ends.iter().map(range).collect();
+            let gaps = gaps(ranges.clone());
+            let within = |ranges: &[HashKeyRange], key| ranges.iter().any(|r| r.start <= key && key <= r.end);
+            for key in [key, u128::MAX] {
+                prop_assert_ne!(within(&gaps, key), within(&ranges, key));
+            }
+            prop_assert!(gaps.windows(2).all(|pair| pair[0].end < pair[1].start - 1));
+        }
+    }
+}

@@ -1,0 +1,238 @@
+use proptest::prelude::*;
+use rand::{SeedableRng, rngs::StdRng};
+
+use super::*;
+use crate::core::{
+    lease::{Checkpoint, Lease},
+    shard::ShardId,
+};
+
+const FAILOVER: Duration = Duration::from_secs(10);
+
+fn limits() -> Limits {
+    Limits { max_leases: usize::MAX, max_steals: usize::MAX, failover_time: FAILOVER, patience: FAILOVER * 3 }
+}
+
+fn shard(n: usize) -> ShardId {
+    format!("shardId-{n:04}").into()
+}
+
+/// A table written as `"a: 1 2 | b: 3 | expired: 4 | free: 5 | done: 6"`, and the time of the look.
+struct Table {
+    view: LeaseView,
+    now: Instant,
+}
+
+fn table(text: &str) -> Table {
+    let start = Instant::now();
+    let now = start + FAILOVER;
+    let (mut old, mut fresh) = (Vec::new(), Vec::new());
+    for part in text.split('|') {
+        let (who, shards) = part.split_once(':').expect("who: shards");
+        for n in shards.split_whitespace() {
+            let mut lease = Lease::new(&shard(n.parse().expect("a number")), Checkpoint::TrimHorizon);
+            match who.trim() {
+                "free" => {}
+                "expired" => lease.owner = Some("dead".into()),
+                "done" => lease.checkpoint = Checkpoint::ShardEnd,
+                owner => lease.owner = Some(owner.into()),
+            }
+            if who.trim() == "expired" {
+                old.push(lease.clone())
+            }
+            fresh.push(lease);
+        }
+    }
+    let mut view = LeaseView::default();
+    view.observe(old, start);
+    view.observe(fresh, now);
+    Table { view, now }
+}
+
+impl Table {
+    fn held_by(&self, me: &str) -> BTreeSet<LeaseKey> {
+        let mine =
+            |lease: &&Lease| lease.owner.as_ref().is_some_and(|o| o.as_str() == me) && !lease.is_finished();
+        self.view.leases().filter(mine).map(|lease| lease.key.clone()).collect()
+    }
+
+    fn plan(&self, me: &str, limits: &Limits) -> Plan {
+        let rng = &mut StdRng::seed_from_u64(1);
+        plan(&self.view, &me.into(), &self.held_by(me), limits, self.now, rng)
+    }
+}
+
+fn keys(plan: &Plan) -> Vec<usize> {
+    let mut all: Vec<usize> = plan
+        .claims
+        .iter()
+        .map(|claim| claim.key.as_str().rsplit('-').next().expect("a number").parse().expect("a number"))
+        .collect();
+    all.sort_unstable();
+    all
+}
+
+#[test]
+fn the_first_worker_takes_all_that_is_there() {
+    assert_eq!(keys(&table("free: 1 2 3 4").plan("a", &limits())), [1, 2, 3, 4]);
+}
+
+#[test]
+fn free_and_expired_leases_are_claimed_before_any_is_stolen() {
+    let plan = table("a: 1 2 3 4 5 | b: | expired: 6").plan("b", &limits());
+    assert_eq!(plan.claims, [Claim { key: (&shard(6)).into(), reason: Reason::Expired }]);
+}
+
+#[test]
+fn a_free_lease_goes_before_an_expired_one() {
+    let plan = table("a: 1 2 | expired: 3 | free: 4").plan("b", &Limits { max_leases: 1, ..limits() });
+    assert_eq!(keys(&plan), [4]);
+}
+
+#[test]
+fn a_joiner_steals_its_fair_share_at_once() {
+    let plan = table("a: 1 2 3 4").plan("b", &limits());
+    assert_eq!(plan.claims.len(), 2);
+    assert!(plan.claims.iter().all(|claim| claim.reason == Reason::Stolen { from: "a".into() }));
+    assert_eq!(plan.needed, 2);
+}
+
+#[test]
+fn stealing_stops_at_its_limit_and_at_the_workers_own() {
+    let table = table("a: 1 2 3 4 5 6 7 8");
+    assert_eq!(table.plan("b", &Limits { max_steals: 1, ..limits() }).claims.len(), 1);
+    assert_eq!(table.plan("b", &Limits { max_leases: 3, ..limits() }).claims.len(), 3);
+}
+
+#[test]
+fn a_difference_of_one_is_left_alone() {
+    assert!(table("a: 1 2 | b: 3").plan("b", &limits()).claims.is_empty());
+    assert!(table("a: 1 2 | b: 3 | c: 4 5").plan("b", &limits()).claims.is_empty());
+}
+
+#[test]
+fn finished_shards_and_blocked_children_are_not_load_and_not_claimed() {
+    let mut table = table("a: 1 | done: 2 3 4 | free: 5 | b: 6");
+    let child = Lease { parents: [shard(1)].into(), ..Lease::new(&shard(7), Checkpoint::TrimHorizon) };
+    let ready =
+        Lease { parents: [shard(2), shard(99)].into(), ..Lease::new(&shard(8), Checkpoint::TrimHorizon) };
+    let rows = table.view.leases().cloned().chain([child, ready]).collect();
+    table.view.observe(rows, table.now);
+    let plan = table.plan("c", &limits());
+    assert_eq!((plan.total, plan.workers), (4, 3));
+    assert!(keys(&plan).iter().all(|n| [5, 8].contains(n)), "{plan:?}");
+}
+
+#[test]
+fn leases_beyond_the_limit_are_named() {
+    let plan = table("free: 1 2 3").plan("a", &Limits { max_leases: 2, ..limits() });
+    assert_eq!((plan.claims.len(), plan.left_over.len()), (2, 1));
+}
+
+#[test]
+fn a_lease_left_free_for_long_is_claimed_beyond_the_fair_share() {
+    // Five leases, three workers: `a` has its share of two. The others may be at their own limits.
+    let table = table("a: 1 2 | b: 3 | free: 4 | c: 5");
+    let limits = limits();
+    assert!(table.plan("a", &limits).claims.is_empty());
+    let since = table.now;
+    let (mut view, now) = (table.view, since + limits.patience);
+    let moved =
+        |lease: &Lease| Lease { counter: lease.counter + u64::from(lease.owner.is_some()), ..lease.clone() };
+    view.observe(view.leases().map(moved).collect(), now);
+    assert_eq!(keys(&Table { view, now }.plan("a", &limits)), [4]);
+}
+
+#[test]
+fn a_lease_under_our_name_that_we_do_not_hold_is_claimed_only_once_expired() {
+    let table = table("me: 1");
+    let rng = &mut StdRng::seed_from_u64(1);
+    let claims = |now| {
+        plan(&table.view, &"me".into(), &BTreeSet::new(), &limits(), now, &mut StdRng::seed_from_u64(1))
+            .claims
+    };
+    assert!(plan(&table.view, &"me".into(), &BTreeSet::new(), &limits(), table.now, rng).claims.is_empty());
+    assert_eq!(claims(table.now + FAILOVER).len(), 1);
+}
+
+/// A fleet on one table: each worker in turn looks, plans and claims, until a whole round claims nothing.
+fn settle(
+    mut owners: Vec<Option<usize>>,
+    maxes: &[usize],
+    steals: usize,
+    seed: u64,
+) -> (Vec<Option<usize>>, usize, usize) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let start = Instant::now();
+    let (mut moves, mut rounds) = (0, 0u32);
+    let name = |w: usize| format!("w{w}");
+    let mut view = LeaseView::default();
+    loop {
+        let before = moves;
+        for (me, max) in maxes.iter().enumerate() {
+            let leases = owners
+                .iter()
+                .enumerate()
+                .map(|(n, owner)| Lease {
+                    owner: owner.map(|w| name(w).as_str().into()),
+                    // Live workers renew: every owned lease is seen moving.
+                    counter: owner.map_or(0, |_| u64::from(rounds)),
+                    ..Lease::new(&shard(n), Checkpoint::TrimHorizon)
+                })
+                .collect();
+            let now = start + FAILOVER * rounds / 2;
+            view.observe(leases, now);
+            let held = owners
+                .iter()
+                .enumerate()
+                .filter(|(_, o)| **o == Some(me))
+                .map(|(n, _)| (&shard(n)).into())
+                .collect();
+            let limits = Limits { max_leases: *max, max_steals: steals, ..limits() };
+            let plan = plan(&view, &name(me).as_str().into(), &held, &limits, now, &mut rng);
+            let stolen = plan.claims.iter().filter(|c| matches!(c.reason, Reason::Stolen { .. })).count();
+            assert!(stolen <= steals, "stole {stolen} of at most {steals}");
+            for n in keys(&plan) {
+                owners[n] = Some(me);
+                moves += 1;
+            }
+            assert!(owners.iter().filter(|o| **o == Some(me)).count() <= *max, "over its limit");
+        }
+        rounds += 1;
+        if (moves == before && rounds > 8) || rounds > 400 {
+            return (owners, moves, rounds as usize);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn a_fleet_settles_evenly_and_then_nothing_moves(
+        shards in 1usize..120,
+        workers in 1usize..12,
+        owned in 0usize..120,
+        steals in prop_oneof![Just(1usize), Just(3), Just(usize::MAX)],
+        seed: u64,
+    ) {
+        let owners = (0..shards).map(|n| (n < owned).then_some(0)).collect();
+        let (owners, moves, rounds) = settle(owners, &vec![usize::MAX; workers], steals, seed);
+        let counts: Vec<usize> = (0..workers).map(|w| owners.iter().filter(|o| **o == Some(w)).count()).collect();
+        prop_assert!(owners.iter().all(Option::is_some));
+        let (least, most) = (counts.iter().min().expect("a worker"), counts.iter().max().expect("a worker"));
+        prop_assert!(most - least <= 1, "{:?}", counts);
+        prop_assert!(rounds <= 400 && moves <= shards * 4, "{} moves in {} rounds", moves, rounds);
+    }
+
+    #[test]
+    fn limits_are_kept_and_what_can_be_held_is_held(
+        shards in 1usize..60,
+        maxes in prop::collection::vec(1usize..20, 1..8),
+        seed: u64,
+    ) {
+        let (owners, _, _) = settle(vec![None; shards], &maxes, usize::MAX, seed);
+        let held = owners.iter().flatten().count();
+        prop_assert_eq!(held, shards.min(maxes.iter().sum()));
+    }
+}

@@ -1,0 +1,198 @@
+//! What this worker knows of the lease table: the rows of the last look, and when each counter moved.
+//!
+//! Only remembers and judges; the coordinator looks, `balance` decides what to claim. There is no
+//! timestamp in the table: a lease is expired when *we* have seen its counter stand still for
+//! `failover_time` on our own monotonic clock. KCL: `DynamoDBLeaseTaker.updateAllLeases`.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use crate::core::lease::{Lease, LeaseKey, WorkerId};
+
+/// The rows of the last look, each with what earlier looks taught about it.
+#[derive(Debug, Default)]
+pub(crate) struct LeaseView {
+    rows: BTreeMap<LeaseKey, Seen>,
+}
+
+/// One row, and since when it stands as it does.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    pub(crate) lease: Lease,
+    /// When the present counter was first seen. Never before its holder sent it.
+    moved_at: Instant,
+}
+
+/// Whether a lease can be claimed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// Nobody holds it, for as long as we know since then.
+    Free { since: Instant },
+    /// Its holder has not been heard of for `failover_time`; it could be claimed since then.
+    Expired { since: Instant },
+    /// Held, and its holder lives until proven otherwise at that time.
+    Held { by: WorkerId, until: Instant },
+    /// The shard has been processed to its end.
+    Finished,
+}
+
+impl LeaseView {
+    /// Takes in one look at the whole table, whose answer arrived at `now`. Rows that are gone are forgotten.
+    pub(crate) fn observe(&mut self, leases: Vec<Lease>, now: Instant) {
+        let mut known = std::mem::take(&mut self.rows);
+        for lease in leases {
+            let moved_at = match known.remove(&lease.key) {
+                // A look may be stale and show an older counter again: that is no sign of life.
+                Some(seen) if seen.lease.counter > lease.counter && seen.lease.owner.is_some() => {
+                    self.rows.insert(lease.key.clone(), seen);
+                    continue;
+                }
+                Some(seen)
+                    if seen.lease.counter == lease.counter && seen.lease.holder() == lease.holder() =>
+                {
+                    seen.moved_at
+                }
+                _ => now,
+            };
+            self.rows.insert(lease.key.clone(), Seen { lease, moved_at });
+        }
+    }
+
+    /// Takes in a row that this worker has just written or read itself.
+    pub(crate) fn note(&mut self, lease: Lease, now: Instant) {
+        self.rows.insert(lease.key.clone(), Seen { lease, moved_at: now });
+    }
+
+    /// Whether no lease is known.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// All rows, by key.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = &Seen> {
+        self.rows.values()
+    }
+
+    /// All leases, by key.
+    pub(crate) fn leases(&self) -> impl Iterator<Item = &Lease> {
+        self.rows.values().map(|seen| &seen.lease)
+    }
+
+    /// One row.
+    pub(crate) fn get(&self, key: &LeaseKey) -> Option<&Lease> {
+        self.rows.get(key).map(|seen| &seen.lease)
+    }
+
+    /// When the next lease of another worker would expire, if its counter stands still.
+    pub(crate) fn next_expiry(
+        &self,
+        me: &WorkerId,
+        failover_time: Duration,
+        now: Instant,
+    ) -> Option<Instant> {
+        let until = |seen: &Seen| match seen.standing(failover_time, now) {
+            Standing::Held { by, until } if by != *me => Some(until),
+            _ => None,
+        };
+        self.rows.values().filter_map(until).min()
+    }
+
+    /// The earliest time that an application start was pinned to in any row, in milliseconds.
+    ///
+    /// Workers that start a fresh table together may each pin a time of their own; the earliest holds for
+    /// all, so that a shard split in between is not begun too late.
+    pub(crate) fn pinned_start(&self) -> Option<u64> {
+        self.leases().filter_map(|lease| lease.start_millis).min()
+    }
+}
+
+impl Seen {
+    /// How the lease stands at `now`.
+    pub(crate) fn standing(&self, failover_time: Duration, now: Instant) -> Standing {
+        let until = self.moved_at + failover_time;
+        match self.lease.holder() {
+            _ if self.lease.is_finished() => Standing::Finished,
+            None => Standing::Free { since: self.moved_at },
+            Some(_) if now >= until => Standing::Expired { since: until },
+            Some(by) => Standing::Held { by: by.clone(), until },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::lease::Checkpoint;
+
+    const FAILOVER: Duration = Duration::from_secs(10);
+
+    fn row(owner: Option<&str>, counter: u64) -> Lease {
+        Lease {
+            owner: owner.map(WorkerId::from),
+            counter,
+            ..Lease::new(&"shardId-0".into(), Checkpoint::TrimHorizon)
+        }
+    }
+
+    fn standing(view: &LeaseView, now: Instant) -> Standing {
+        view.rows().next().expect("one row").standing(FAILOVER, now)
+    }
+
+    #[test]
+    fn a_lease_expires_when_its_counter_stood_still_for_failover_time_on_our_clock() {
+        let (start, mut view) = (Instant::now(), LeaseView::default());
+        view.observe(vec![row(Some("a"), 7)], start);
+        view.observe(vec![row(Some("a"), 7)], start + FAILOVER / 2);
+        let until = start + FAILOVER;
+        let held = Standing::Held { by: "a".into(), until };
+        assert_eq!(standing(&view, until - Duration::from_nanos(1)), held);
+        assert_eq!(standing(&view, until), Standing::Expired { since: until });
+    }
+
+    #[test]
+    fn a_counter_that_moved_is_a_sign_of_life() {
+        let (start, mut view) = (Instant::now(), LeaseView::default());
+        view.observe(vec![row(Some("a"), 7)], start);
+        view.observe(vec![row(Some("a"), 8)], start + FAILOVER / 2);
+        assert!(matches!(standing(&view, start + FAILOVER), Standing::Held { .. }));
+    }
+
+    #[test]
+    fn a_stale_look_is_no_sign_of_life() {
+        let (start, mut view) = (Instant::now(), LeaseView::default());
+        view.observe(vec![row(Some("a"), 8)], start);
+        view.observe(vec![row(Some("a"), 7)], start + FAILOVER / 2);
+        view.observe(vec![row(Some("a"), 8)], start + FAILOVER * 3 / 4);
+        assert!(matches!(standing(&view, start + FAILOVER), Standing::Expired { .. }));
+    }
+
+    #[test]
+    fn a_row_that_was_made_anew_is_seen_anew() {
+        let (start, mut view) = (Instant::now(), LeaseView::default());
+        view.observe(vec![row(Some("a"), 8)], start);
+        view.observe(vec![], start + FAILOVER / 2);
+        view.observe(vec![row(None, 0)], start + FAILOVER / 2);
+        assert_eq!(standing(&view, start + FAILOVER), Standing::Free { since: start + FAILOVER / 2 });
+    }
+
+    #[test]
+    fn a_released_lease_is_free_at_once_and_a_finished_one_never() {
+        let (start, mut view) = (Instant::now(), LeaseView::default());
+        view.observe(vec![row(None, 3)], start);
+        assert_eq!(standing(&view, start), Standing::Free { since: start });
+        view.observe(vec![Lease { checkpoint: Checkpoint::ShardEnd, ..row(None, 4) }], start);
+        assert_eq!(standing(&view, start + FAILOVER * 9), Standing::Finished);
+    }
+
+    #[test]
+    fn the_next_expiry_is_that_of_the_peer_seen_moving_longest_ago() {
+        let (start, mut view) = (Instant::now(), LeaseView::default());
+        let second = Lease { key: "shardId-1".into(), ..row(Some("b"), 1) };
+        view.observe(vec![row(Some("a"), 7)], start);
+        view.observe(vec![row(Some("a"), 7), second], start + FAILOVER / 2);
+        assert_eq!(view.next_expiry(&"me".into(), FAILOVER, start), Some(start + FAILOVER));
+        assert_eq!(view.next_expiry(&"a".into(), FAILOVER, start), Some(start + FAILOVER * 3 / 2));
+    }
+}

@@ -1,0 +1,726 @@
+//! Shard sync: which leases to create so that every shard is read, after its parents; and which rows of
+//! finished shards to delete.
+//!
+//! Only decides; the coordinator writes each row if it is absent, in the order given, so that a crash
+//! half-way is repaired by the next sync. Starts from the listing of the stream and the lease table;
+//! whether the table has holes is for `audit` to say. Follows the Java KCL (`HierarchicalShardSyncer`,
+//! `LeaseCleanupManager`) but for one thing: a shard that is found late starts at its own beginning, never
+//! at that of its oldest ancestor (a replay of the whole stream) nor at the tip (a gap).
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::core::{
+    lease::{Checkpoint, Lease},
+    shard::{ChildShard, HashKeyRange, Shard, ShardId},
+};
+
+/// Where an application begins that has no leases yet. Times are in milliseconds since the epoch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Begin {
+    /// With the oldest record.
+    TrimHorizon,
+    /// With the records that arrive after its first start.
+    Latest {
+        /// The time of that start.
+        pinned_millis: u64,
+    },
+    /// With the records that arrived at that time or later.
+    Timestamp {
+        /// The time.
+        millis: u64,
+    },
+}
+
+impl Begin {
+    /// The same, but with the time that is pinned already if `leases` show one: the earliest counts.
+    ///
+    /// Workers that fill an empty table together thus begin at one time.
+    pub(crate) fn pinned_by(self, leases: &[Lease]) -> Self {
+        let pins = leases.iter().filter(|lease| lease.checkpoint == Checkpoint::Latest);
+        match (self, pins.filter_map(|lease| lease.start_millis).min()) {
+            (Self::Latest { .. }, Some(pinned_millis)) => Self::Latest { pinned_millis },
+            _ => self,
+        }
+    }
+
+    fn lease(self, shard: &Shard) -> Lease {
+        let (checkpoint, start_millis) = match self {
+            Self::TrimHorizon => (Checkpoint::TrimHorizon, None),
+            Self::Latest { pinned_millis } => (Checkpoint::Latest, Some(pinned_millis)),
+            Self::Timestamp { millis } => (Checkpoint::AtTimestamp, Some(millis)),
+        };
+        Lease { start_millis, ..new_lease(&shard.into(), checkpoint) }
+    }
+
+    /// Where a shard begins that is found when the application is under way.
+    fn later(self) -> Self {
+        match self {
+            Self::Latest { .. } | Self::TrimHorizon => Self::TrimHorizon,
+            Self::Timestamp { millis } => Self::Timestamp { millis },
+        }
+    }
+}
+
+/// Whether the table is being filled for the first time: no lease in it has begun.
+pub(crate) fn is_fresh(leases: &[Lease]) -> bool {
+    leases.iter().all(|lease| !matches!(lease.checkpoint, Checkpoint::At(_) | Checkpoint::ShardEnd))
+}
+
+/// The leases of an empty table, from a listing filtered by the position: one for each listed shard.
+///
+/// None if the ranges of the shards do not make up the whole hash key space, each key once: then list
+/// everything and ask [`missing`].
+pub(crate) fn initial(listed: &[Shard], begin: Begin) -> Option<Vec<Lease>> {
+    let mut ranges: Vec<HashKeyRange> = listed.iter().map(|shard| shard.hash_range).collect();
+    ranges.sort();
+    let adjoin = ranges.windows(2).all(|pair| pair[0].end.checked_add(1) == Some(pair[1].start));
+    let whole = ranges.first()?.start == HashKeyRange::ALL.start
+        && ranges.last()?.end == HashKeyRange::ALL.end
+        && ranges.iter().all(|range| range.start <= range.end);
+    (adjoin && whole).then(|| in_order(listed).map(|shard| begin.lease(shard)).collect())
+}
+
+/// The leases to add to the table, from an unfiltered listing, in the order in which to write them.
+///
+/// A lease is missing for a shard that nobody reads, has read or will come to: it has no lease, nor has a
+/// descendant; and no unfinished lease is above it, whose end will make its lease. Of several in a line
+/// the oldest gets one, for [`Begin::Latest`] the youngest. Children of a finished shard always do.
+/// A shard whose parent is listed as open gets none: the listing was made during a reshard.
+///
+/// `fresh` says that they begin where the application does; otherwise each begins at its own beginning.
+pub(crate) fn missing(listed: &[Shard], leases: &[Lease], begin: Begin, fresh: bool) -> Vec<Lease> {
+    let leases: BTreeMap<&str, &Lease> = leases.iter().map(|lease| (lease.key.as_str(), lease)).collect();
+    let begin_here = if fresh { begin } else { begin.later() };
+    let lineage = Lineage::of(listed);
+    let youngest = matches!(begin, Begin::Latest { .. });
+    lineage.uncovered(&leases, youngest).into_iter().map(|n| begin_here.lease(lineage.shards[n])).collect()
+}
+
+/// The listed shards that continue `parent`.
+pub(crate) fn children_of(listed: &[Shard], parent: &ShardId) -> Vec<ChildShard> {
+    in_order(listed).filter(|shard| shard.parents.contains(parent)).map(ChildShard::from).collect()
+}
+
+/// The parents of `children` that have no lease. A shard must not end while one of these is listed.
+///
+/// The other parent of a merged child may be still to come: its own ancestors are being read. The child's
+/// lease, made now, would find no lease of that parent and start too early. So wait, and keep the lease.
+/// A parent that will never come is found by [`missing`]; one that is not listed has no records left.
+pub(crate) fn parents_to_come(
+    children: &[ChildShard],
+    has_lease: impl Fn(&ShardId) -> bool,
+) -> BTreeSet<ShardId> {
+    let parents = children.iter().flat_map(|child| &child.parents);
+    parents.filter(|parent| !has_lease(parent)).cloned().collect()
+}
+
+/// The leases to create before the shard that these continue is marked as ended, and after
+/// [`parents_to_come`] has shown that it may end.
+pub(crate) fn child_leases(children: &[ChildShard]) -> Vec<Lease> {
+    children.iter().map(|child| new_lease(child, Checkpoint::TrimHorizon)).collect()
+}
+
+/// Whether the shard may be read: each of its parents is finished or has no lease.
+///
+/// `find` looks up the lease of a shard.
+pub(crate) fn is_startable<'a>(lease: &Lease, find: impl Fn(&ShardId) -> Option<&'a Lease>) -> bool {
+    lease.parents.iter().all(|parent| find(parent).is_none_or(Lease::is_finished))
+}
+
+/// The leases of finished shards that nobody needs any more.
+///
+/// All children noted in the row have leases and have begun, so that no sync takes the shard for a new
+/// one; and its own parents' rows are gone, so that rows go in the order of the shards. A row without
+/// children noted stays: ask the stream for them.
+pub(crate) fn deletable(leases: &[Lease]) -> Vec<&Lease> {
+    let rows: BTreeMap<&str, &Lease> = leases.iter().map(|lease| (lease.key.as_str(), lease)).collect();
+    let begun = |child: &ShardId| {
+        rows.get(child.as_str()).is_some_and(|row| match row.checkpoint {
+            Checkpoint::At(_) | Checkpoint::ShardEnd => true,
+            // As the KCL has it: whoever began at the tip does not need the past.
+            Checkpoint::Latest => true,
+            Checkpoint::TrimHorizon | Checkpoint::AtTimestamp => false,
+        })
+    };
+    leases
+        .iter()
+        .filter(|lease| lease.is_finished())
+        .filter(|lease| !lease.children.is_empty() && lease.children.iter().all(begun))
+        .filter(|lease| !lease.parents.iter().any(|parent| rows.contains_key(parent.as_str())))
+        .collect()
+}
+
+fn new_lease(shard: &ChildShard, checkpoint: Checkpoint) -> Lease {
+    Lease {
+        parents: shard.parents.clone(),
+        hash_range: Some(shard.hash_range),
+        ..Lease::new(&shard.id, checkpoint)
+    }
+}
+
+/// Parents begin before their children, so their leases are written first.
+fn in_order(listed: &[Shard]) -> impl Iterator<Item = &Shard> {
+    let mut shards: Vec<&Shard> = listed.iter().collect();
+    shards.sort_by(|a, b| (&a.starting_sequence, &a.id).cmp(&(&b.starting_sequence, &b.id)));
+    shards.into_iter()
+}
+
+/// Listed shards and their listed parents, as indices.
+struct Lineage<'a> {
+    shards: Vec<&'a Shard>,
+    parents: Vec<Vec<usize>>,
+    /// Every shard after its parents. A listing with a cycle would leave out the shards in it.
+    oldest_first: Vec<usize>,
+}
+
+/// What the lease table says about one listed shard.
+#[derive(Clone, Default)]
+struct Place {
+    leased: bool,
+    finished: bool,
+    /// A descendant has a lease.
+    above_lease: bool,
+    /// An ancestor has a lease.
+    below_lease: bool,
+    /// The nearest leased ancestor, on some line, is not finished.
+    awaited: bool,
+    /// A parent is finished.
+    heir: bool,
+    /// A parent's lease is still to be made when one further up ends.
+    early: bool,
+    /// An ancestor is listed as open.
+    premature: bool,
+    candidate: bool,
+    above_new: bool,
+    below_candidate: bool,
+}
+
+impl<'a> Lineage<'a> {
+    fn of(listed: &'a [Shard]) -> Self {
+        let shards: Vec<&Shard> = in_order(listed).collect();
+        let index: BTreeMap<&ShardId, usize> = shards.iter().enumerate().map(|(n, s)| (&s.id, n)).collect();
+        let parents: Vec<Vec<usize>> = shards
+            .iter()
+            .map(|shard| shard.parents.iter().filter_map(|parent| index.get(parent).copied()).collect())
+            .collect();
+        let oldest_first = topological(&parents);
+        Self { shards, parents, oldest_first }
+    }
+
+    /// The shards to create leases for, by the rules of [`missing`]. Linear: two walks down, two up.
+    fn uncovered(&self, leases: &BTreeMap<&str, &Lease>, youngest: bool) -> BTreeSet<usize> {
+        let mut places = vec![Place::default(); self.shards.len()];
+        for (place, shard) in places.iter_mut().zip(&self.shards) {
+            let lease = leases.get(shard.id.as_str());
+            place.leased = lease.is_some();
+            place.finished = lease.is_some_and(|lease| lease.is_finished());
+        }
+        for n in self.youngest_first() {
+            let here = places[n].leased || places[n].above_lease;
+            self.parents[n].iter().for_each(|p| places[*p].above_lease |= here);
+        }
+        for n in &self.oldest_first {
+            let mut place = places[*n].clone();
+            for p in &self.parents[*n] {
+                let parent = &places[*p];
+                place.below_lease |= parent.leased || parent.below_lease;
+                place.awaited |= if parent.leased { !parent.finished } else { parent.awaited };
+                place.heir |= parent.finished;
+                place.early |= parent.awaited && !parent.leased && !parent.candidate;
+                place.premature |= parent.premature || self.shards[*p].is_open() && !parent.finished;
+                place.below_candidate |= parent.candidate || parent.below_candidate;
+            }
+            // Every parent of a merged heir must have a lease by the time it gets one: see `parents_to_come`.
+            let comes = place.awaited && (!place.heir || place.early);
+            let covered = place.leased || place.above_lease || comes;
+            place.candidate = !covered && !place.premature;
+            places[*n] = place;
+        }
+        for n in self.youngest_first() {
+            let here = places[n].is_new() || places[n].above_new;
+            self.parents[n].iter().for_each(|p| places[*p].above_new |= here);
+        }
+        let chosen = |place: &Place| match place.is_new() && youngest {
+            true => !place.above_new,
+            false => place.heir || !place.below_candidate,
+        };
+        let candidates = self.oldest_first.iter().copied().filter(|n| places[*n].candidate);
+        candidates.filter(|n| chosen(&places[*n])).collect()
+    }
+
+    fn youngest_first(&self) -> impl Iterator<Item = usize> {
+        self.oldest_first.iter().rev().copied()
+    }
+}
+
+impl Place {
+    /// Nobody ever read a shard above this one.
+    fn is_new(&self) -> bool {
+        self.candidate && !self.below_lease
+    }
+}
+
+/// All nodes that are in no cycle or below one, each after its parents. Not recursive: lines of descent
+/// may be ten thousand shards long.
+fn topological(parents: &[Vec<usize>]) -> Vec<usize> {
+    let mut children = vec![Vec::new(); parents.len()];
+    let mut waits_for: Vec<usize> = parents.iter().map(Vec::len).collect();
+    for (n, parents) in parents.iter().enumerate() {
+        parents.iter().for_each(|p| children[*p].push(n));
+    }
+    let mut ready: VecDeque<usize> = (0..parents.len()).filter(|n| waits_for[*n] == 0).collect();
+    let mut order = Vec::with_capacity(parents.len());
+    while let Some(n) = ready.pop_front() {
+        order.push(n);
+        for child in &children[n] {
+            waits_for[*child] -= 1;
+            if waits_for[*child] == 0 {
+                ready.push_back(*child);
+            }
+        }
+    }
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::core::{
+        audit::{Coverage, coverage},
+        lease::LeaseKey,
+    };
+
+    const CASES: &str = include_str!("testdata/shard_sync.txt");
+    const TRIM_HORIZON: Begin = Begin::TrimHorizon;
+    const LATEST: Begin = Begin::Latest { pinned_millis: 5000 };
+    const TIMESTAMP: Begin = Begin::Timestamp { millis: 1000 };
+
+    /// The cases of testdata/shard_sync.txt: graphs, and the rows of each table with their line.
+    #[derive(Default)]
+    struct Cases {
+        graphs: BTreeMap<String, Vec<Shard>>,
+        rows: Vec<(usize, String, Vec<String>)>,
+    }
+
+    fn cases() -> Cases {
+        let (mut cases, mut section) = (Cases::default(), ("", ""));
+        let lines = CASES.lines().enumerate().map(|(n, line)| (n + 1, line.trim()));
+        for (n, line) in lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#')) {
+            let cells: Vec<String> = line.split('|').map(|cell| cell.trim().to_owned()).collect();
+            match (cells.len(), section) {
+                (1, _) => section = line.split_once(' ').expect("a kind and a name"),
+                (_, ("graph", name)) => cases.graphs.entry(name.into()).or_default().push(shard(&cells)),
+                (_, (_, name)) => cases.rows.push((n, name.into(), cells)),
+            }
+        }
+        cases
+    }
+
+    fn shard(cells: &[String]) -> Shard {
+        let (start, end) = cells[2].split_once('-').expect("a range");
+        let (first, last) = cells[3].split_once('-').expect("a range");
+        Shard {
+            id: id(&cells[0]),
+            parents: cells[1].split_whitespace().map(id).collect(),
+            hash_range: HashKeyRange {
+                start: start.parse().expect("digits"),
+                end: if end == "MAX" { u128::MAX } else { end.parse().expect("digits") },
+            },
+            starting_sequence: first.parse().expect("digits"),
+            ending_sequence: last.parse().ok(),
+        }
+    }
+
+    fn id(number: &str) -> ShardId {
+        format!("shardId-{number}").into()
+    }
+
+    fn graph(name: &str) -> Vec<Shard> {
+        cases().graphs[name].clone()
+    }
+
+    /// Leases for `numbers`, finished where "!" follows.
+    fn leases(numbers: &str) -> Vec<Lease> {
+        let lease = |number: &str| match number.strip_suffix('!') {
+            Some(number) => Lease::new(&id(number), Checkpoint::ShardEnd),
+            None => Lease::new(&id(number), Checkpoint::TrimHorizon),
+        };
+        numbers.split_whitespace().map(lease).collect()
+    }
+
+    fn numbers(leases: &[Lease]) -> String {
+        let number = |lease: &Lease| lease.key.as_str().replace("shardId-", "");
+        leases.iter().map(number).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn the_table_of_missing_leases_holds() {
+        let cases = cases();
+        assert!(cases.rows.len() > 20);
+        for (line, name, cells) in &cases.rows {
+            let (shards, there) = (&cases.graphs[name], leases(&cells[0]));
+            for (begin, expected) in [LATEST, TRIM_HORIZON, TIMESTAMP].into_iter().zip(&cells[1..]) {
+                let fresh = there.is_empty();
+                let made = missing(shards, &there, begin, fresh);
+                assert_eq!(numbers(&made), *expected, "line {line}, {begin:?}");
+                let (checkpoint, start) = match (begin, fresh) {
+                    (Begin::Latest { .. }, true) => (Checkpoint::Latest, Some(5000)),
+                    (Begin::Timestamp { .. }, _) => (Checkpoint::AtTimestamp, Some(1000)),
+                    _ => (Checkpoint::TrimHorizon, None),
+                };
+                for lease in &made {
+                    assert_eq!((&lease.checkpoint, lease.start_millis), (&checkpoint, start), "line {line}");
+                }
+                let all = [there.clone(), made].concat();
+                assert_eq!(missing(shards, &all, begin, fresh), [], "line {line}, again");
+            }
+        }
+    }
+
+    #[test]
+    fn an_empty_table_gets_one_lease_for_each_shard_of_a_filtered_listing() {
+        // (graph, position, what the filter returns); as in the Java KCL.
+        for (name, begin, filtered) in [
+            ("A", TRIM_HORIZON, "0 1 2 3 4 5"),
+            ("A", LATEST, "4 10 8 9"),
+            ("A", TIMESTAMP, "4 10 8 9"),
+            ("A", TIMESTAMP, "4 5 6 7"),
+        ] {
+            let wanted: Vec<ShardId> = filtered.split(' ').map(id).collect();
+            let mut listed = graph(name);
+            listed.retain(|shard| wanted.contains(&shard.id));
+            let made = initial(&listed, begin).expect("the whole hash key space");
+            assert_eq!(numbers(&made), filtered);
+            for lease in made {
+                let shard = listed.iter().find(|shard| shard.id == lease.key.shard()).expect("listed");
+                assert_eq!((&lease.parents, lease.hash_range), (&shard.parents, Some(shard.hash_range)));
+                assert_eq!((lease.counter, lease.owner, lease.owner_switches), (0, None, 0));
+                let (checkpoint, start_millis) = match begin {
+                    Begin::TrimHorizon => (Checkpoint::TrimHorizon, None),
+                    Begin::Latest { .. } => (Checkpoint::Latest, Some(5000)),
+                    Begin::Timestamp { .. } => (Checkpoint::AtTimestamp, Some(1000)),
+                };
+                assert_eq!((lease.checkpoint, lease.start_millis), (checkpoint, start_millis));
+            }
+        }
+    }
+
+    #[test]
+    fn a_filtered_listing_with_a_gap_an_overlap_or_nothing_makes_no_leases() {
+        for ranges in ["", "0-1 2-3", "1-MAX", "0-1 3-MAX", "0-2 2-MAX", "0-MAX 0-MAX", "0-MAX 5-9"] {
+            let cells =
+                |(n, range): (usize, &str)| [n.to_string(), String::new(), range.into(), "1-open".into()];
+            let listed: Vec<Shard> =
+                ranges.split_whitespace().enumerate().map(|range| shard(&cells(range))).collect();
+            assert_eq!(initial(&listed, LATEST), None, "{ranges}");
+        }
+    }
+
+    #[test]
+    fn all_who_fill_an_empty_table_begin_at_the_earliest_pinned_time() {
+        let row = |millis| Lease { start_millis: Some(millis), ..Lease::new(&id("0"), Checkpoint::Latest) };
+        assert_eq!(LATEST.pinned_by(&[row(4000), row(3000)]), Begin::Latest { pinned_millis: 3000 });
+        assert_eq!(LATEST.pinned_by(&[]), LATEST);
+        assert_eq!(TIMESTAMP.pinned_by(&[row(3000)]), TIMESTAMP);
+        assert!(is_fresh(&[row(3000)]) && !is_fresh(&leases("1 2!")));
+    }
+
+    #[test]
+    fn children_start_at_their_beginning_and_know_their_parents() {
+        let merged = children_of(&graph("A"), &id("6"));
+        let made = child_leases(&merged);
+        assert_eq!(numbers(&made), "8");
+        assert_eq!(made[0].parents, [id("6"), id("7")].into());
+        assert_eq!(made[0].checkpoint, Checkpoint::TrimHorizon);
+        assert_eq!(made[0].hash_range, Some(HashKeyRange { start: 0, end: 399 }));
+        assert_eq!(numbers(&child_leases(&children_of(&graph("A"), &id("5")))), "10 9");
+        assert_eq!(children_of(&graph("A"), &id("4")), []);
+    }
+
+    #[test]
+    fn a_merged_shard_does_not_end_before_the_other_parent_has_a_lease() {
+        let children = children_of(&graph("A"), &id("6"));
+        let to_come = |rows: &str| {
+            let rows = leases(rows);
+            parents_to_come(&children, |shard| rows.iter().any(|row| row.key.shard() == *shard))
+        };
+        assert_eq!(to_come("6 2 3"), [id("7")].into(), "7 comes when 2 and 3 have ended");
+        assert_eq!(to_come("6 7"), [].into());
+        assert_eq!(to_come("6 7!"), [].into());
+    }
+
+    #[test]
+    fn a_shard_starts_once_all_its_parents_are_finished_or_unknown() {
+        let child = Lease { parents: [id("6"), id("7")].into(), ..Lease::new(&id("8"), Checkpoint::Latest) };
+        for (rows, startable) in
+            [("", true), ("6", false), ("6!", true), ("6! 7", false), ("6! 7!", true), ("6 7!", false)]
+        {
+            let rows = leases(rows);
+            let find = |shard: &ShardId| rows.iter().find(|row| row.key.shard() == *shard);
+            assert_eq!(is_startable(&child, find), startable, "{rows:?}");
+        }
+    }
+
+    #[test]
+    fn a_finished_row_is_deletable_once_its_children_have_begun_and_its_parents_rows_are_gone() {
+        let at = Checkpoint::parse("7", 0).expect("a number");
+        for (child, parent_row, deletes) in [
+            (Some(at.clone()), false, true),
+            (Some(Checkpoint::ShardEnd), false, true),
+            (Some(Checkpoint::Latest), false, true),
+            (Some(Checkpoint::TrimHorizon), false, false),
+            (Some(Checkpoint::AtTimestamp), false, false),
+            (None, false, false),
+            (Some(at), true, false),
+        ] {
+            let parents = [id("1")].into();
+            let children = [id("3"), id("4")].into();
+            let mut rows = leases("2! 4!");
+            rows[0] = Lease { parents, children, ..rows[0].clone() };
+            rows.extend(child.map(|checkpoint| Lease::new(&id("3"), checkpoint)));
+            rows.extend(leases(if parent_row { "1!" } else { "" }));
+            assert_eq!(numbers(&deletable(&rows).into_iter().cloned().collect::<Vec<_>>()) == "2", deletes);
+        }
+        assert!(deletable(&leases("1!")).is_empty(), "its children are not known");
+    }
+
+    #[test]
+    fn a_line_of_ten_thousand_shards_is_walked_without_recursion() {
+        let line = |n: u32| Shard {
+            id: id(&n.to_string()),
+            parents: n.checked_sub(1).map(|parent| id(&parent.to_string())).into_iter().collect(),
+            hash_range: HashKeyRange::ALL,
+            starting_sequence: n.to_string().parse().expect("digits"),
+            ending_sequence: (n < 9_999).then(|| (n + 1).to_string().parse().expect("digits")),
+        };
+        let listed: Vec<Shard> = (0..10_000).map(line).collect();
+        assert_eq!(numbers(&missing(&listed, &[], TRIM_HORIZON, true)), "0");
+        assert_eq!(numbers(&missing(&listed, &[], LATEST, true)), "9999");
+        assert_eq!(numbers(&missing(&listed, &leases("5000!"), LATEST, false)), "5001");
+    }
+
+    #[test]
+    fn a_listing_that_contradicts_itself_makes_no_panic() {
+        let mut listed = graph("A");
+        listed[0].parents = [id("8"), id("0")].into();
+        listed.extend(graph("A"));
+        for begin in [LATEST, TRIM_HORIZON, TIMESTAMP] {
+            missing(&listed, &leases("3"), begin, false);
+        }
+    }
+
+    /// A stream that is split, merged and trimmed while an application reads it.
+    struct World {
+        begin: Begin,
+        listed: Vec<Shard>,
+        leases: BTreeMap<LeaseKey, Lease>,
+        now: u64,
+        /// Shards that existed or were born while the application ran: those it must read.
+        wanted: BTreeSet<ShardId>,
+        finished: BTreeSet<ShardId>,
+        ancestors: BTreeMap<ShardId, BTreeSet<ShardId>>,
+    }
+
+    impl World {
+        fn new(begin: Begin, resharded: &[(u8, bool)]) -> Self {
+            let (listed, leases, ancestors) = Default::default();
+            let (wanted, finished) = Default::default();
+            let mut world = Self { begin, listed, leases, now: 0, wanted, finished, ancestors };
+            world.add(HashKeyRange::ALL, &[]);
+            resharded.iter().for_each(|(which, split)| world.reshard(*which, *split));
+            world.wanted = world
+                .listed
+                .iter()
+                .filter(|s| begin == TRIM_HORIZON || s.is_open())
+                .map(|s| s.id.clone())
+                .collect();
+            world
+        }
+
+        fn add(&mut self, hash_range: HashKeyRange, parents: &[usize]) {
+            self.now += 1;
+            let number = self.now.to_string();
+            for parent in parents {
+                self.listed[*parent].ending_sequence = number.parse().ok();
+            }
+            let parents: BTreeSet<ShardId> = parents.iter().map(|n| self.listed[*n].id.clone()).collect();
+            let above = parents.iter().flat_map(|p| self.ancestors[p].iter().chain([p])).cloned().collect();
+            self.ancestors.insert(id(&number), above);
+            self.wanted.insert(id(&number));
+            let starting_sequence = number.parse().expect("digits");
+            let ending_sequence = None;
+            self.listed.push(Shard {
+                id: id(&number),
+                parents,
+                hash_range,
+                starting_sequence,
+                ending_sequence,
+            });
+        }
+
+        fn reshard(&mut self, which: u8, split: bool) {
+            let mut open: Vec<usize> = (0..self.listed.len()).filter(|n| self.listed[*n].is_open()).collect();
+            open.sort_by_key(|n| self.listed[*n].hash_range);
+            let at = usize::from(which) % open.len();
+            let range = self.listed[open[at]].hash_range;
+            if split && range.end - range.start > 16 {
+                let middle = range.start + (range.end - range.start) / 2;
+                self.add(HashKeyRange { end: middle, ..range }, &[open[at]]);
+                self.add(HashKeyRange { start: middle + 1, ..range }, &[open[at]]);
+            } else if at + 1 < open.len() {
+                let end = self.listed[open[at + 1]].hash_range.end;
+                self.add(HashKeyRange { end, ..range }, &[open[at], open[at + 1]]);
+            }
+        }
+
+        fn rows(&self) -> Vec<Lease> {
+            self.leases.values().cloned().collect()
+        }
+
+        fn create(&mut self, leases: Vec<Lease>) {
+            for lease in leases {
+                let shard = lease.key.shard();
+                let late = self.finished.iter().find(|done| self.ancestors[*done].contains(&shard));
+                assert_eq!(late, None, "{shard} would be read after its descendant");
+                self.leases.entry(lease.key.clone()).or_insert(lease);
+            }
+        }
+
+        fn sync(&mut self) {
+            let rows = self.rows();
+            let fresh = is_fresh(&rows);
+            let made = missing(&self.listed, &rows, self.begin, fresh);
+            let order: Vec<_> = made.iter().map(|lease| lease.key.clone()).collect();
+            let mut sorted = order.clone();
+            sorted.sort_by_key(|key| key.as_str()["shardId-".len()..].parse::<u64>().expect("digits"));
+            assert_eq!(order, sorted);
+            self.create(made);
+            assert_eq!(missing(&self.listed, &self.rows(), self.begin, fresh), []);
+            assert_eq!(coverage(&self.rows(), None), Coverage::Whole);
+        }
+
+        /// Reads one shard that may be read and is closed to its end.
+        fn finish(&mut self, which: u8, crash: bool) {
+            let ready: Vec<Lease> = self.leases.values().filter(|row| self.is_ready(row)).cloned().collect();
+            let Some(lease) = ready.get(usize::from(which) % ready.len().max(1)) else { return };
+            let shard = lease.key.shard();
+            let children = children_of(&self.listed, &shard);
+            let mut made = child_leases(&children);
+            made.truncate(if crash { 1 } else { 2 });
+            self.create(made);
+            if !crash {
+                let row = self.leases.get_mut(&lease.key).expect("ready");
+                row.checkpoint = Checkpoint::ShardEnd;
+                row.children = children.into_iter().map(|child| child.id).collect();
+                assert!(self.finished.insert(shard.clone()), "{shard} is read twice");
+            }
+        }
+
+        fn is_ready(&self, row: &Lease) -> bool {
+            let listed = self.listed.iter().find(|shard| shard.id == row.key.shard());
+            let startable = is_startable(row, |shard| self.leases.get(&LeaseKey::from(shard)));
+            if startable {
+                let unread =
+                    self.leases.values().filter(|other| !other.is_finished()).map(|other| other.key.shard());
+                let above = &self.ancestors[&row.key.shard()];
+                assert!(unread.into_iter().all(|shard| !above.contains(&shard)), "{} is too early", row.key);
+            }
+            let children = children_of(&self.listed, &row.key.shard());
+            let to_come = parents_to_come(&children, |shard| self.leases.contains_key(&shard.into()));
+            let may_end = !self.listed.iter().any(|shard| to_come.contains(&shard.id));
+            startable && may_end && !row.is_finished() && listed.is_some_and(|shard| !shard.is_open())
+        }
+
+        fn clean(&mut self) {
+            for key in deletable(&self.rows()).into_iter().map(|row| row.key.clone()).collect::<Vec<_>>() {
+                self.leases.remove(&key);
+            }
+        }
+
+        /// The oldest closed shard leaves the stream, if it has been read.
+        fn trim(&mut self) {
+            if self
+                .listed
+                .first()
+                .is_some_and(|s| self.finished.contains(&s.id) || !self.wanted.contains(&s.id))
+            {
+                self.listed.remove(0);
+            }
+        }
+
+        /// Whoever loses a row whose shard is not finished begins it again, and no other shard.
+        fn lose(&mut self, which: u8) {
+            let keys: Vec<LeaseKey> =
+                self.leases.values().filter(|row| !row.is_finished()).map(|row| row.key.clone()).collect();
+            if let Some(key) = keys.get(usize::from(which) % keys.len().max(1)) {
+                self.leases.remove(key);
+            }
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Reshard(u8, bool),
+        Sync,
+        Finish(u8, bool),
+        Clean,
+        Trim,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            2 => any::<(u8, bool)>().prop_map(|(which, split)| Step::Reshard(which, split)),
+            1 => Just(Step::Sync),
+            4 => (any::<u8>(), prop::bool::weighted(0.2)).prop_map(|(which, crash)| Step::Finish(which, crash)),
+            1 => Just(Step::Clean),
+            1 => Just(Step::Trim),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn every_shard_is_read_once_after_its_parents_and_no_hash_key_is_ever_left_out(
+            latest: bool,
+            before in prop::collection::vec(any::<(u8, bool)>(), 0..12),
+            steps in prop::collection::vec(step(), 0..60),
+        ) {
+            let mut world = World::new(if latest { LATEST } else { TRIM_HORIZON }, &before);
+            world.sync();
+            for step in steps {
+                match step {
+                    Step::Reshard(which, split) => world.reshard(which, split),
+                    Step::Sync => world.sync(),
+                    Step::Finish(which, crash) => world.finish(which, crash),
+                    Step::Clean => world.clean(),
+                    Step::Trim => world.trim(),
+                }
+            }
+            world.sync();
+            let closed: BTreeSet<ShardId> =
+                world.listed.iter().filter(|s| !s.is_open()).map(|s| s.id.clone()).collect();
+            for _ in 0..world.ancestors.len() {
+                world.finish(0, false);
+            }
+            let unread: Vec<_> =
+                closed.intersection(&world.wanted).filter(|s| !world.finished.contains(*s)).collect();
+            prop_assert!(unread.is_empty(), "{unread:?}");
+        }
+
+        #[test]
+        fn a_sync_fills_any_hole_that_lost_rows_leave(
+            latest: bool,
+            before in prop::collection::vec(any::<(u8, bool)>(), 0..12),
+            finished in prop::collection::vec(any::<u8>(), 0..12),
+            lost in prop::collection::vec(any::<u8>(), 1..6),
+        ) {
+            let mut world = World::new(if latest { LATEST } else { TRIM_HORIZON }, &before);
+            world.sync();
+            finished.into_iter().for_each(|which| world.finish(which, false));
+            world.clean();
+            lost.into_iter().for_each(|which| world.lose(which));
+            world.sync();
+        }
+    }
+}
