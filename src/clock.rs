@@ -20,6 +20,11 @@ pub(crate) fn wall() -> SystemTime {
     }
 }
 
+/// The date, of the operating system alone: for ages of files.
+pub(crate) fn date() -> SystemTime {
+    SystemTime::now()
+}
+
 /// Waits until `deadline`.
 pub(crate) async fn sleep_until(deadline: Instant) {
     tokio::time::sleep_until(deadline.into()).await;

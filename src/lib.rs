@@ -3,6 +3,8 @@
 mod clock;
 mod core;
 pub mod io;
+#[cfg(feature = "local")]
+pub mod local;
 
 pub use crate::core::{
     balance::Reason as ClaimReason,

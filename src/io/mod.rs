@@ -3,6 +3,13 @@
 //! Each has an AWS adapter and an in-memory twin (feature `test-util`), and one contract suite in
 //! `tests/` that both pass. Implement them to run the same worker on another store.
 
+mod dynamodb;
+mod kinesis;
+mod lease_item;
+#[cfg(any(test, feature = "test-util"))]
+pub mod memory;
+mod sdk_error;
+
 use std::{
     fmt,
     sync::Arc,
@@ -16,6 +23,8 @@ use crate::core::{
     record::Record,
     shard::{ChildShard, SequenceNumber, Shard, ShardId},
 };
+
+pub use self::{dynamodb::DynamoDbLeaseStore, kinesis::KinesisSource};
 
 /// A cause that is not part of this crate's interface, for example an error of the AWS SDK.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -1,0 +1,553 @@
+//! Leases as DynamoDB items: what each attribute is called, its type, and the expressions of a write.
+//!
+//! Only translates; it makes no call. Names, types and what is required follow the Java KCL 3.5.1
+//! (`DynamoDBLeaseSerializer`): both libraries read what either wrote. Attributes that we do not know stay
+//! in the table, because a write touches only its own.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    str::FromStr,
+    sync::Arc,
+};
+
+use aws_sdk_dynamodb::{primitives::Blob, types::AttributeValue};
+use bytes::Bytes;
+
+use crate::core::{
+    lease::{Checkpoint, Lease, LeaseKey, LeaseWrite, Mark, OwnerChange, PendingCheckpoint, WorkerId},
+    shard::{HashKeyRange, ShardId},
+};
+
+/// A row as the DynamoDB client carries it.
+pub(crate) type Item = HashMap<String, AttributeValue>;
+
+/// The partition key of the table, a string.
+pub(crate) const KEY: &str = "leaseKey";
+const COUNTER: &str = "leaseCounter";
+const OWNER: &str = "leaseOwner";
+const CHECKPOINT_OWNER: &str = "checkpointOwner";
+const OWNER_SWITCHES: &str = "ownerSwitchesSinceCheckpoint";
+const CHECKPOINT: &str = "checkpoint";
+const SUB: &str = "checkpointSubSequenceNumber";
+const PENDING: &str = "pendingCheckpoint";
+const PENDING_SUB: &str = "pendingCheckpointSubSequenceNumber";
+const PENDING_STATE: &str = "pendingCheckpointState";
+const PARENTS: &str = "parentShardId";
+const CHILDREN: &str = "childShardIds";
+const HASH_START: &str = "startingHashKey";
+const HASH_END: &str = "endingHashKey";
+const THROUGHPUT: &str = "throughputKBps";
+/// Since KCL 3.5 the lease table may hold rows of other kinds. Never added by an update.
+const ENTITY_TYPE: &str = "entityType";
+const LEASE: &str = "LEASE";
+const START_MILLIS: &str = "startTimestampMillis";
+const STREAM: &str = "streamIdentity";
+
+/// A row that is a lease, but not one that can be understood.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("lease row {key:?}: {attribute} {problem}")]
+pub(crate) struct BadItem {
+    /// The row's key; empty if that is what is wrong.
+    pub(crate) key: String,
+    /// The attribute that is to blame.
+    pub(crate) attribute: &'static str,
+    /// What is wrong with it. Never contains application state.
+    pub(crate) problem: String,
+}
+
+/// The whole row, as it is put for a new lease.
+pub(crate) fn encode(lease: &Lease) -> Item {
+    let mut item = Item::new();
+    let mut put = |name: &str, value: Option<AttributeValue>| {
+        item.extend(value.map(|value| (name.to_owned(), value)));
+    };
+    put(ENTITY_TYPE, Some(text(LEASE)));
+    put(KEY, Some(text(lease.key.as_str())));
+    put(COUNTER, Some(number(lease.counter)));
+    put(OWNER, lease.owner.as_ref().map(|owner| text(owner.as_str())));
+    put(CHECKPOINT_OWNER, lease.checkpoint_owner.as_ref().map(|owner| text(owner.as_str())));
+    put(OWNER_SWITCHES, Some(number(lease.owner_switches)));
+    put(CHECKPOINT, Some(text(lease.checkpoint.text())));
+    put(SUB, Some(number(lease.checkpoint.sub())));
+    if let Some(pending) = &lease.pending {
+        put(PENDING, Some(text(pending.at.text())));
+        put(PENDING_SUB, Some(number(pending.at.sub())));
+        put(PENDING_STATE, pending.state.as_ref().map(blob));
+    }
+    put(PARENTS, shards(&lease.parents));
+    put(CHILDREN, shards(&lease.children));
+    put(HASH_START, lease.hash_range.map(|range| text(&range.start.to_string())));
+    put(HASH_END, lease.hash_range.map(|range| text(&range.end.to_string())));
+    // DynamoDB knows no infinity.
+    put(THROUGHPUT, lease.throughput_kbps.filter(|kbps| kbps.is_finite()).map(number));
+    put(START_MILLIS, lease.start_millis.map(number));
+    put(STREAM, lease.stream.as_deref().map(text));
+    item
+}
+
+/// Reads a row; nothing if it is of another kind than a lease.
+///
+/// As in the KCL the two counters are required; so is the checkpoint, because a guess would lose or repeat
+/// records. Anything else may be absent, `NULL` included.
+///
+/// # Errors
+/// If a required attribute is missing, or any attribute of a lease cannot be understood.
+pub(crate) fn decode(item: &Item) -> Result<Option<Lease>, BadItem> {
+    if item.get(ENTITY_TYPE).is_some_and(|kind| *kind != text(LEASE)) {
+        return Ok(None);
+    }
+    let row = Row { item, key: item.get(KEY).and_then(|key| key.as_s().ok()).map_or("", String::as_str) };
+    let checkpoint = |name, sub| {
+        let Some(stored) = row.text(name)? else { return Ok(None) };
+        let sub = row.count(sub)?.unwrap_or(0);
+        Checkpoint::parse(stored, sub).map(Some).map_err(|why| row.bad(name, format!("is {why}")))
+    };
+    let pending = match checkpoint(PENDING, PENDING_SUB)? {
+        Some(at) => Some(PendingCheckpoint { at, state: row.bytes(PENDING_STATE)? }),
+        None => None,
+    };
+    Ok(Some(Lease {
+        key: row.required(KEY, row.text(KEY)?.filter(|key| !key.is_empty()))?.into(),
+        counter: row.required(COUNTER, row.count(COUNTER)?)?,
+        owner: row.worker(OWNER)?,
+        checkpoint_owner: row.worker(CHECKPOINT_OWNER)?,
+        owner_switches: row.required(OWNER_SWITCHES, row.count(OWNER_SWITCHES)?)?,
+        checkpoint: row.required(CHECKPOINT, checkpoint(CHECKPOINT, SUB)?)?,
+        pending,
+        parents: row.shards(PARENTS)?,
+        children: row.shards(CHILDREN)?,
+        hash_range: row.hash_range()?,
+        throughput_kbps: row.number::<f64>(THROUGHPUT)?.filter(|kbps| kbps.is_finite()),
+        start_millis: row.count(START_MILLIS)?,
+        stream: row.text(STREAM)?.map(Arc::from),
+    }))
+}
+
+/// The key of a row, for a call.
+pub(crate) fn key(key: &LeaseKey) -> Item {
+    Item::from([(KEY.to_owned(), text(key.as_str()))])
+}
+
+/// What one conditional update says to DynamoDB.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Expressions {
+    /// What to change.
+    pub(crate) update: String,
+    /// What must hold before.
+    pub(crate) condition: String,
+    /// The values that both name.
+    pub(crate) values: Item,
+}
+
+/// The update for a write, on condition that the row is as the writer saw it.
+///
+/// No hand-off may be pending, unless the write claims the lease: a claim ends it. KCL: `renewLease`,
+/// `updateLease` and `takeLease` of `DynamoDBLeaseRefresher`.
+pub(crate) fn update(write: &LeaseWrite) -> Expressions {
+    let mut set = vec![format!("{COUNTER} = :counter")];
+    let (mut remove, mut add) = (Vec::new(), String::new());
+    let mut values = Item::from([(":counter".to_owned(), number(write.expected() + 1))]);
+    let mut condition = unchanged(write.expected(), &mut values);
+    let mut value = |name: &str, value| {
+        values.insert(name.to_owned(), value);
+    };
+    match write.owner() {
+        OwnerChange::Keep => {}
+        OwnerChange::Remove => remove.push(OWNER),
+        OwnerChange::Set { owner, switched } => {
+            set.push(format!("{OWNER} = :owner"));
+            value(":owner", text(owner.as_str()));
+            remove.push(CHECKPOINT_OWNER);
+            if *switched {
+                add = format!(" ADD {OWNER_SWITCHES} :one");
+                value(":one", number(1));
+            }
+        }
+    }
+    if !matches!(write.owner(), OwnerChange::Set { .. }) {
+        condition += &format!(" AND attribute_not_exists({CHECKPOINT_OWNER})");
+    }
+    match write.mark() {
+        None => {}
+        Some(Mark::Done(checkpoint)) => {
+            set.push(format!("{CHECKPOINT} = :checkpoint, {SUB} = :sub, {OWNER_SWITCHES} = :zero"));
+            value(":checkpoint", text(checkpoint.text()));
+            value(":sub", number(checkpoint.sub()));
+            value(":zero", number(0));
+            remove.extend([PENDING, PENDING_SUB, PENDING_STATE]);
+        }
+        Some(Mark::Prepared(pending)) => {
+            set.push(format!("{PENDING} = :pending, {PENDING_SUB} = :pendingSub"));
+            value(":pending", text(pending.at.text()));
+            value(":pendingSub", number(pending.at.sub()));
+            match &pending.state {
+                Some(state) => {
+                    set.push(format!("{PENDING_STATE} = :state"));
+                    value(":state", blob(state));
+                }
+                None => remove.push(PENDING_STATE),
+            }
+        }
+    }
+    if let Some(children) = shards(write.children()) {
+        set.push(format!("{CHILDREN} = :children"));
+        value(":children", children);
+    }
+    let mut update = format!("SET {}", set.join(", "));
+    if !remove.is_empty() {
+        update += &format!(" REMOVE {}", remove.join(", "));
+    }
+    update += &add;
+    Expressions { update, condition, values }
+}
+
+/// The condition under which `seen` may be deleted, and its values: nobody has written it since.
+pub(crate) fn deletable(seen: &Lease) -> (String, Item) {
+    let mut values = Item::new();
+    (unchanged(seen.counter, &mut values), values)
+}
+
+/// The condition under which a row may be put: there is none yet.
+pub(crate) fn absent() -> String {
+    format!("attribute_not_exists({KEY})")
+}
+
+fn unchanged(counter: u64, values: &mut Item) -> String {
+    values.insert(":expected".to_owned(), number(counter));
+    format!("{COUNTER} = :expected")
+}
+
+fn text(value: &str) -> AttributeValue {
+    AttributeValue::S(value.to_owned())
+}
+
+fn number(value: impl ToString + Copy) -> AttributeValue {
+    AttributeValue::N(value.to_string())
+}
+
+fn blob(value: &Bytes) -> AttributeValue {
+    AttributeValue::B(Blob::new(value.as_ref()))
+}
+
+/// DynamoDB has no empty set.
+fn shards(ids: &BTreeSet<ShardId>) -> Option<AttributeValue> {
+    let ids: Vec<_> = ids.iter().map(|id| id.as_str().to_owned()).collect();
+    (!ids.is_empty()).then_some(AttributeValue::Ss(ids))
+}
+
+/// A row while it is read.
+#[derive(Clone, Copy)]
+struct Row<'a> {
+    item: &'a Item,
+    key: &'a str,
+}
+
+impl<'a> Row<'a> {
+    fn bad(self, attribute: &'static str, problem: impl Into<String>) -> BadItem {
+        BadItem { key: self.key.chars().take(140).collect(), attribute, problem: problem.into() }
+    }
+
+    fn required<T>(self, name: &'static str, value: Option<T>) -> Result<T, BadItem> {
+        value.ok_or_else(|| self.bad(name, "is missing"))
+    }
+
+    /// The attribute, taken apart by `as_type`.
+    fn typed<T>(
+        self,
+        name: &'static str,
+        kind: &str,
+        as_type: impl FnOnce(&'a AttributeValue) -> Result<T, &'a AttributeValue>,
+    ) -> Result<Option<T>, BadItem> {
+        match self.item.get(name) {
+            None | Some(AttributeValue::Null(_)) => Ok(None),
+            Some(value) => as_type(value).map(Some).map_err(|_| self.bad(name, format!("is not a {kind}"))),
+        }
+    }
+
+    fn text(self, name: &'static str) -> Result<Option<&'a str>, BadItem> {
+        Ok(self.typed(name, "string", AttributeValue::as_s)?.map(String::as_str))
+    }
+
+    fn number<T: FromStr>(self, name: &'static str) -> Result<Option<T>, BadItem> {
+        let Some(digits) = self.typed(name, "number", AttributeValue::as_n)? else { return Ok(None) };
+        digits.parse().map(Some).map_err(|_| self.bad(name, format!("cannot be {digits}")))
+    }
+
+    /// A number from 0 to that of a Java `long`, so that it can still be raised here.
+    fn count(self, name: &'static str) -> Result<Option<u64>, BadItem> {
+        let Some(count) = self.number::<i64>(name)? else { return Ok(None) };
+        u64::try_from(count).map(Some).map_err(|_| self.bad(name, format!("cannot be {count}")))
+    }
+
+    fn worker(self, name: &'static str) -> Result<Option<WorkerId>, BadItem> {
+        Ok(self.text(name)?.filter(|id| !id.is_empty()).map(WorkerId::from))
+    }
+
+    fn bytes(self, name: &'static str) -> Result<Option<Bytes>, BadItem> {
+        let blob = self.typed(name, "binary", AttributeValue::as_b)?;
+        Ok(blob.map(|blob| Bytes::copy_from_slice(blob.as_ref())))
+    }
+
+    fn shards(self, name: &'static str) -> Result<BTreeSet<ShardId>, BadItem> {
+        let ids = self.typed(name, "set of strings", AttributeValue::as_ss)?;
+        Ok(ids.into_iter().flatten().map(|id| id.as_str().into()).collect())
+    }
+
+    fn hash_range(self) -> Result<Option<HashKeyRange>, BadItem> {
+        let end = |name| {
+            let Some(digits) = self.text(name)? else { return Ok(None) };
+            digits.parse().map(Some).map_err(|_| self.bad(name, "is not a hash key"))
+        };
+        match (end(HASH_START)?, end(HASH_END)?) {
+            (Some(start), Some(end)) if start > end => Err(self.bad(HASH_START, "is above endingHashKey")),
+            (Some(start), Some(end)) => Ok(Some(HashKeyRange { start, end })),
+            _ => Ok(None),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection, option, prelude::*};
+
+    use super::*;
+    use crate::core::{lease::Tenure, shard::Position};
+
+    fn checkpoint() -> impl Strategy<Value = Checkpoint> {
+        let at = (any::<u128>(), 0..=i64::MAX as u64).prop_map(|(number, sub)| {
+            let sequence = number.to_string().parse().expect("digits");
+            Checkpoint::At(Position { sequence, sub })
+        });
+        prop_oneof![
+            Just(Checkpoint::AtTimestamp),
+            Just(Checkpoint::TrimHorizon),
+            Just(Checkpoint::Latest),
+            Just(Checkpoint::ShardEnd),
+            at,
+        ]
+    }
+
+    fn lease() -> impl Strategy<Value = Lease> {
+        let count = || 0..=i64::MAX as u64;
+        let worker = || option::of("[a-z]{1,8}".prop_map(WorkerId::from));
+        let shards = || collection::btree_set("shardId-[0-9]{12}".prop_map(ShardId::from), 0..3);
+        let state = option::of(collection::vec(any::<u8>(), 0..32).prop_map(Bytes::from));
+        let pending =
+            option::of((checkpoint(), state).prop_map(|(at, state)| PendingCheckpoint { at, state }));
+        let range =
+            option::of(any::<[u128; 2]>().prop_map(|[a, b]| HashKeyRange { start: a.min(b), end: a.max(b) }));
+        let extras =
+            (range, option::of(0.0..1e9), option::of(count()), option::of("[a-z:]{1,9}".prop_map(Arc::from)));
+        let owners = (worker(), worker(), count());
+        ("[ -~]{1,40}", count(), owners, checkpoint(), pending, shards(), shards(), extras).prop_map(
+            |(key, counter, owners, checkpoint, pending, parents, children, extras)| {
+                let (owner, checkpoint_owner, owner_switches) = owners;
+                let (hash_range, throughput_kbps, start_millis, stream) = extras;
+                Lease {
+                    key: key.into(),
+                    counter,
+                    owner,
+                    checkpoint_owner,
+                    owner_switches,
+                    checkpoint,
+                    pending,
+                    parents,
+                    children,
+                    hash_range,
+                    throughput_kbps,
+                    start_millis,
+                    stream,
+                }
+            },
+        )
+    }
+
+    /// Values as a confused hand might enter them.
+    fn any_value() -> impl Strategy<Value = AttributeValue> {
+        let word = || {
+            prop_oneof![
+                Just("LEASE".to_owned()),
+                Just("SHARD_END".to_owned()),
+                "-?[0-9]{1,40}",
+                "-?[0-9]{1,5}\\.[0-9]{1,5}(E[0-9]{1,4})?",
+                ".{0,20}"
+            ]
+        };
+        prop_oneof![
+            4 => word().prop_map(AttributeValue::S),
+            4 => word().prop_map(AttributeValue::N),
+            1 => collection::vec(any::<u8>(), 0..8).prop_map(|bytes| AttributeValue::B(Blob::new(bytes))),
+            1 => collection::vec(word(), 0..3).prop_map(AttributeValue::Ss),
+            1 => Just(AttributeValue::Null(true)),
+            1 => any::<bool>().prop_map(AttributeValue::Bool),
+            1 => Just(AttributeValue::L(Vec::new())),
+        ]
+    }
+
+    const NAMES: [&str; 18] = [
+        KEY,
+        COUNTER,
+        OWNER,
+        CHECKPOINT_OWNER,
+        OWNER_SWITCHES,
+        CHECKPOINT,
+        SUB,
+        PENDING,
+        PENDING_SUB,
+        PENDING_STATE,
+        PARENTS,
+        CHILDREN,
+        HASH_START,
+        HASH_END,
+        THROUGHPUT,
+        ENTITY_TYPE,
+        START_MILLIS,
+        STREAM,
+    ];
+
+    fn least() -> Item {
+        Item::from([
+            (KEY.to_owned(), text("shardId-0")),
+            (COUNTER.to_owned(), number(0)),
+            (OWNER_SWITCHES.to_owned(), number(0)),
+            (CHECKPOINT.to_owned(), text("TRIM_HORIZON")),
+        ])
+    }
+
+    fn with(name: &str, value: AttributeValue) -> Result<Option<Lease>, BadItem> {
+        let mut item = least();
+        item.insert(name.to_owned(), value);
+        decode(&item)
+    }
+
+    proptest! {
+        #[test]
+        fn a_lease_survives_its_item(lease in lease()) {
+            prop_assert_eq!(decode(&encode(&lease)), Ok(Some(lease)));
+        }
+
+        #[test]
+        fn any_item_is_a_lease_or_skipped_or_refused(
+            values in collection::hash_map(proptest::sample::select(&NAMES[..]), any_value(), 0..=18),
+            sound in any::<bool>(),
+        ) {
+            let mut item = if sound { least() } else { Item::new() };
+            item.extend(values.into_iter().map(|(name, value)| (name.to_owned(), value)));
+            if let Ok(Some(lease)) = decode(&item) {
+                let me = "me".into();
+                let _ = update(&lease.claim(&me));
+                prop_assert_eq!(decode(&encode(&lease)), Ok(Some(lease)));
+            }
+        }
+
+        #[test]
+        fn an_expression_binds_exactly_the_values_it_names(lease in lease(), to in checkpoint(), state: Option<Vec<u8>>) {
+            let lease = Lease { counter: lease.counter / 2, owner_switches: 0, ..lease };
+            let claim = lease.claim(&"me".into());
+            let mut writes = vec![claim.clone()];
+            let tenure = Tenure::begin(&lease, &claim, crate::clock::now()).expect("a claim");
+            writes.push(tenure.renewal());
+            writes.push(tenure.finish(lease.children));
+            writes.extend(tenure.checkpoint(to.clone()));
+            writes.extend(tenure.release(Some(to.clone())));
+            writes.extend(tenure.prepare(to, state.map(Bytes::from)));
+            for write in writes {
+                let made = update(&write);
+                let text = format!("{} {}", made.update, made.condition);
+                let mut named: Vec<_> =
+                    text.split([' ', ',']).filter(|word| word.starts_with(':')).map(str::to_owned).collect();
+                let mut bound: Vec<_> = made.values.into_keys().collect();
+                named.sort_unstable();
+                bound.sort_unstable();
+                prop_assert_eq!(named, bound, "{}", text);
+            }
+        }
+    }
+
+    #[test]
+    fn the_least_row_that_the_kcl_reads_is_enough() {
+        let lease = decode(&least()).expect("sound").expect("a lease");
+        assert_eq!(lease, Lease::new(&"shardId-0".into(), Checkpoint::TrimHorizon));
+        for name in [KEY, COUNTER, OWNER_SWITCHES, CHECKPOINT] {
+            let mut item = least();
+            item.remove(name);
+            let error = decode(&item).expect_err("required");
+            assert_eq!((error.attribute, error.problem.as_str()), (name, "is missing"));
+        }
+    }
+
+    #[test]
+    fn rows_of_other_kinds_are_skipped_whatever_else_they_hold() {
+        for kind in ["WORKER_METRIC_STATS", "STREAM", "LEADER", "SOME_FUTURE_TYPE", "lease", ""] {
+            assert_eq!(with(ENTITY_TYPE, text(kind)), Ok(None), "{kind:?}");
+            assert_eq!(decode(&Item::from([(ENTITY_TYPE.to_owned(), text(kind))])), Ok(None));
+        }
+        assert!(with(ENTITY_TYPE, text(LEASE)).is_ok_and(|lease| lease.is_some()));
+    }
+
+    #[test]
+    fn what_cannot_be_understood_is_refused_by_name() {
+        let cases = [
+            (COUNTER, number("1.5")),
+            (COUNTER, number(-1)),
+            (COUNTER, number("9223372036854775808")),
+            (COUNTER, text("1")),
+            (OWNER, number(1)),
+            (CHECKPOINT, text("0x17")),
+            (SUB, number(-1)),
+            (PENDING, text("SOON")),
+            (PARENTS, text("shardId-0")),
+            (HASH_START, number(1)),
+            (START_MILLIS, number("1.5")),
+        ];
+        for (name, value) in cases {
+            assert_eq!(with(name, value.clone()).expect_err("refused").attribute, name, "{value:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_unknown_or_null_is_as_good_as_absent() {
+        let plain = decode(&least());
+        assert_eq!(with("note", text("moved by hand")), plain);
+        assert_eq!(with(OWNER, AttributeValue::Null(true)), plain);
+        assert_eq!(with(OWNER, text("")), plain);
+        assert_eq!(with(HASH_START, text("0")), plain, "half a hash range");
+    }
+
+    #[test]
+    fn a_complaint_never_shows_application_state() {
+        let mut item = least();
+        item.insert(PENDING.to_owned(), text("7"));
+        item.insert(PENDING_STATE.to_owned(), text("secret"));
+        let error = decode(&item).expect_err("refused");
+        assert_eq!(error.to_string(), r#"lease row "shardId-0": pendingCheckpointState is not a binary"#);
+    }
+
+    #[test]
+    fn an_update_says_what_the_kcl_says() {
+        let row = Lease { counter: 7, owner: Some("a".into()), ..least_lease() };
+        let claim = row.claim(&"b".into());
+        let made = update(&claim);
+        assert_eq!(
+            made.update,
+            "SET leaseCounter = :counter, leaseOwner = :owner REMOVE checkpointOwner \
+             ADD ownerSwitchesSinceCheckpoint :one"
+        );
+        assert_eq!(made.condition, "leaseCounter = :expected");
+        let tenure = Tenure::begin(&row, &claim, crate::clock::now()).expect("a claim");
+        let made = update(&tenure.finish(BTreeSet::from(["shardId-1".into()])));
+        assert_eq!(
+            made.update,
+            "SET leaseCounter = :counter, checkpoint = :checkpoint, checkpointSubSequenceNumber = :sub, \
+             ownerSwitchesSinceCheckpoint = :zero, childShardIds = :children \
+             REMOVE leaseOwner, pendingCheckpoint, pendingCheckpointSubSequenceNumber, pendingCheckpointState"
+        );
+        assert_eq!(made.condition, "leaseCounter = :expected AND attribute_not_exists(checkpointOwner)");
+        assert_eq!(made.values[":expected"], number(8));
+        assert_eq!(made.values[":counter"], number(9));
+    }
+
+    fn least_lease() -> Lease {
+        Lease::new(&"shardId-0".into(), Checkpoint::TrimHorizon)
+    }
+}

@@ -1,0 +1,8 @@
+//! In-memory twins of the doors, with the real semantics, for tests without servers.
+
+mod lease_table;
+mod limits;
+pub(crate) mod model;
+mod stream;
+
+pub use self::{lease_table::MemoryLeaseStore, limits::Limits, stream::MemoryStream};

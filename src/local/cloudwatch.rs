@@ -1,0 +1,67 @@
+//! CloudWatch: takes the metrics in and keeps them for the test to look at.
+//!
+//! The SDK speaks rpc-v2-cbor: `POST /service/…/operation/PutMetricData`, a CBOR body, and a header that
+//! the answer must repeat.
+
+use std::sync::{Mutex, PoisonError};
+
+use serde_json::Value;
+
+use super::http::Answer;
+
+/// The path of an operation, up to its name.
+pub(super) const PATH: &str = "/service/GraniteServiceVersion20100801/operation/";
+
+#[derive(Debug, Default)]
+pub(super) struct Sink {
+    bodies: Mutex<Vec<Value>>,
+}
+
+impl Sink {
+    pub(super) fn bodies(&self) -> Vec<Value> {
+        self.bodies.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn call(&self, operation: &str, body: &[u8]) -> Answer {
+        if operation != "PutMetricData" {
+            return error(400, "UnknownOperationException");
+        }
+        let Ok(cbor) = ciborium::from_reader::<ciborium::Value, _>(body) else {
+            return error(400, "SerializationException");
+        };
+        self.bodies.lock().unwrap_or_else(PoisonError::into_inner).push(json(cbor));
+        answer(200, &ciborium::Value::Map(Vec::new()))
+    }
+}
+
+/// The refusal of a call.
+pub(super) fn error(status: u16, code: &str) -> Answer {
+    answer(status, &ciborium::Value::Map(vec![("__type".into(), code.into())]))
+}
+
+fn answer(status: u16, body: &ciborium::Value) -> Answer {
+    let mut bytes = Vec::new();
+    ciborium::into_writer(body, &mut bytes).expect("writing to memory");
+    let headers =
+        vec![("content-type", "application/cbor".into()), ("smithy-protocol", "rpc-v2-cbor".into())];
+    Answer { status, headers, body: bytes.into() }
+}
+
+/// The same value in JSON; a timestamp becomes its number, bytes become a list.
+fn json(cbor: ciborium::Value) -> Value {
+    use ciborium::Value as Cbor;
+    match cbor {
+        Cbor::Bool(bool) => bool.into(),
+        Cbor::Integer(integer) => i64::try_from(integer).map_or(Value::Null, Value::from),
+        Cbor::Float(float) => float.into(),
+        Cbor::Text(text) => text.into(),
+        Cbor::Bytes(bytes) => bytes.into(),
+        Cbor::Tag(_, value) => json(*value),
+        Cbor::Array(values) => values.into_iter().map(json).collect(),
+        Cbor::Map(entries) => entries
+            .into_iter()
+            .filter_map(|(key, value)| Some((key.into_text().ok()?, json(value))))
+            .collect(),
+        _ => Value::Null,
+    }
+}
