@@ -1,0 +1,278 @@
+//! Configuration: plain data with defaults that are right in production, and its validation.
+
+use std::{
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::InvalidField;
+
+/// How a worker behaves. Everything has a default; unknown keys are refused.
+///
+/// Durations are written as in `"10s"` or `"1500ms"`.
+///
+/// ```
+/// # use kinesis_consumer::{Config, InitialPosition};
+/// let config = Config { initial_position: InitialPosition::TrimHorizon, ..Config::default() };
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The name of this worker, unique among those alive. Default: the host's name and a random part.
+    ///
+    /// KCL: `workerIdentifier`.
+    pub worker_id: Option<String>,
+    /// Where an application begins a stream that it has never read. Default `Latest`. Shards that appear
+    /// later begin at their oldest record, whatever this says.
+    ///
+    /// KCL: `initialPositionInStream`.
+    pub initial_position: InitialPosition,
+    /// The name of the lease table. Default: the application's name. KCL: `tableName`.
+    pub lease_table_name: Option<String>,
+    /// What to do about a missing lease table. Default: make it, on demand.
+    pub lease_table: LeaseTable,
+
+    /// How long a lease may go unrenewed before others take it. Default 10 s; at least 1 s.
+    ///
+    /// Shorter fails over faster and costs more DynamoDB writes: a lease is renewed twice in this time.
+    /// Workers that share a table should agree on it. KCL: `failoverTimeMillis`.
+    #[serde(with = "humantime_serde")]
+    pub failover_time: Duration,
+    /// Most leases that this worker may hold. Default: no limit.
+    ///
+    /// What no worker has room for stays unread and is reported by name. KCL: `maxLeasesForWorker`.
+    pub max_leases_for_worker: Option<usize>,
+    /// Most leases stolen in one look at the table. Default: as many as an even spread needs.
+    ///
+    /// KCL: `maxLeasesToStealAtOneTime`.
+    pub max_leases_to_steal_at_one_time: Option<usize>,
+    /// What this worker may spend on looking at the lease table, in DynamoDB read units a second.
+    /// Default 5. It looks about once a second as long as that suffices, and never more rarely than
+    /// once in half of `failover_time`.
+    pub scan_budget: f64,
+    /// What happens to the leases of a worker that stops. Default: others may take them at once.
+    pub on_shutdown: OnShutdown,
+
+    /// How long to wait between reads of a shard whose end has been reached. Default 1 s; at least
+    /// 200 ms, since a shard serves five reads a second to all its readers together.
+    ///
+    /// KCL: `idleTimeBetweenReadsInMillis`.
+    #[serde(with = "humantime_serde")]
+    pub idle_time_between_reads: Duration,
+    /// Most records in one read. Default and maximum 10,000. KCL: `maxRecords`.
+    pub max_records: usize,
+    /// How many bytes of records this worker reads ahead, all shards together. Default 256 MiB; at least
+    /// 10 MiB, the size of one read. What is being processed comes on top: one read a shard.
+    pub memory_budget: usize,
+
+    /// How often the acknowledged position of a shard is written to the lease table. Default 5 s.
+    ///
+    /// One write also renews the lease. After a crash the records of at most this time come again.
+    #[serde(with = "humantime_serde")]
+    pub checkpoint_interval: Duration,
+    /// The first delay before failed work is tried again; it doubles up to `retry_delay_max`, with
+    /// jitter. Default 100 ms.
+    #[serde(with = "humantime_serde")]
+    pub retry_delay_min: Duration,
+    /// The longest delay before failed work is tried again. Default 30 s.
+    #[serde(with = "humantime_serde")]
+    pub retry_delay_max: Duration,
+    /// How long the work on one batch may go without any progress (an acknowledgement, a return, a
+    /// retry) before its lease is given up, so that another worker can try. Default 10 minutes.
+    #[serde(with = "humantime_serde")]
+    pub stall_timeout: Duration,
+    /// How long a stopping worker waits for work in hand. Default 20 s: Kubernetes kills after 30 s.
+    #[serde(with = "humantime_serde")]
+    pub shutdown_timeout: Duration,
+
+    /// A file to touch at every sign of progress, for a liveness probe. Default: none.
+    ///
+    /// Probe it with [`health::check`](crate::health::check), or with `find` and an age of five times
+    /// `idle_time_between_reads`, at least a few seconds.
+    pub health_file: Option<PathBuf>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            worker_id: None,
+            initial_position: InitialPosition::Latest,
+            lease_table_name: None,
+            lease_table: LeaseTable::CreateIfMissing,
+            failover_time: Duration::from_secs(10),
+            max_leases_for_worker: None,
+            max_leases_to_steal_at_one_time: None,
+            scan_budget: 5.0,
+            on_shutdown: OnShutdown::Release,
+            idle_time_between_reads: Duration::from_secs(1),
+            max_records: 10_000,
+            memory_budget: 256 << 20,
+            checkpoint_interval: Duration::from_secs(5),
+            retry_delay_min: Duration::from_millis(100),
+            retry_delay_max: Duration::from_secs(30),
+            stall_timeout: Duration::from_secs(600),
+            shutdown_timeout: Duration::from_secs(20),
+            health_file: None,
+        }
+    }
+}
+
+/// Where an application begins a stream that it has never read. KCL: `InitialPositionInStream`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InitialPosition {
+    /// With the oldest record.
+    TrimHorizon,
+    /// With the records that arrive from the application's first start on. That moment is kept in the
+    /// lease table, so a restart before the first checkpoint skips nothing.
+    Latest,
+    /// With the first record that arrived at this time or later; written as `2026-11-22T08:30:00Z`.
+    AtTimestamp(#[serde(with = "humantime_serde")] SystemTime),
+}
+
+/// What to do about a missing lease table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LeaseTable {
+    /// Make it: key `leaseKey` (string), on-demand capacity.
+    CreateIfMissing,
+    /// Refuse to start: the table is made elsewhere, for example by CloudFormation.
+    MustExist,
+}
+
+/// What happens to the leases of a worker that stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnShutdown {
+    /// They are released: other workers take them at their next look.
+    Release,
+    /// They stay with this worker until `failover_time` has passed, as with the KCL.
+    Keep,
+}
+
+impl Config {
+    /// Every field with a value that cannot work, and what to change.
+    pub(crate) fn problems(&self) -> Vec<InvalidField> {
+        let mut problems = Vec::new();
+        let mut check = |ok: bool, field: &'static str, why: String| {
+            if !ok {
+                problems.push(InvalidField { field, why });
+            }
+        };
+        let at_least =
+            |value: Duration, least: Duration| format!("{value:?} is too short; at least {least:?}");
+        let second = Duration::from_secs(1);
+        check(self.failover_time >= second, "failover_time", at_least(self.failover_time, second));
+        let positive = |limit: Option<usize>| limit != Some(0);
+        let zero = || "0 would never take a lease; at least 1, or leave it out for no limit".into();
+        check(positive(self.max_leases_for_worker), "max_leases_for_worker", zero());
+        check(positive(self.max_leases_to_steal_at_one_time), "max_leases_to_steal_at_one_time", zero());
+        let budget = self.scan_budget.is_finite() && self.scan_budget > 0.0;
+        check(budget, "scan_budget", format!("{} must be above 0", self.scan_budget));
+        let idle = Duration::from_millis(200);
+        let why = at_least(self.idle_time_between_reads, idle);
+        check(self.idle_time_between_reads >= idle, "idle_time_between_reads", why);
+        let why = format!("{} is not within 1 and 10000", self.max_records);
+        check((1..=10_000).contains(&self.max_records), "max_records", why);
+        let why = format!("{} is less than one read of 10 MiB", self.memory_budget);
+        check(self.memory_budget >= 10 << 20, "memory_budget", why);
+        let why = "must not be 0; a failing handler would be called without a pause".into();
+        check(!self.retry_delay_min.is_zero(), "retry_delay_min", why);
+        let why = format!("{:?} is below retry_delay_min", self.retry_delay_max);
+        check(self.retry_delay_max >= self.retry_delay_min, "retry_delay_max", why);
+        let why = at_least(self.stall_timeout, second);
+        check(self.stall_timeout >= second, "stall_timeout", why);
+        for (field, name) in [("worker_id", &self.worker_id), ("lease_table_name", &self.lease_table_name)] {
+            check(
+                name.as_deref() != Some(""),
+                field,
+                "must not be empty; leave it out for the default".into(),
+            );
+        }
+        problems
+    }
+
+    /// When a lease is due for renewal after its last write: early enough for a second try.
+    pub(crate) fn renew_after(&self) -> Duration {
+        self.failover_time / 2
+    }
+
+    /// How long one call to DynamoDB or Kinesis may take: several fit into the life of a lease.
+    pub(crate) fn call_timeout(&self) -> Duration {
+        (self.failover_time / 4).min(Duration::from_secs(5))
+    }
+
+    /// The usual time between two looks at a small table.
+    pub(crate) fn look_interval(&self) -> Duration {
+        (self.failover_time / 10).min(Duration::from_secs(1))
+    }
+
+    /// The longest time between two looks: within it every lease is renewed once.
+    pub(crate) fn longest_look_interval(&self) -> Duration {
+        self.failover_time / 2
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid() {
+        assert_eq!(Config::default().problems(), []);
+    }
+
+    #[test]
+    fn every_problem_is_reported_at_once_by_field() {
+        let config = Config {
+            failover_time: Duration::from_millis(999),
+            max_leases_for_worker: Some(0),
+            max_leases_to_steal_at_one_time: Some(0),
+            scan_budget: 0.0,
+            idle_time_between_reads: Duration::from_millis(199),
+            max_records: 10_001,
+            memory_budget: 1,
+            retry_delay_min: Duration::ZERO,
+            stall_timeout: Duration::ZERO,
+            worker_id: Some(String::new()),
+            ..Config::default()
+        };
+        let fields: Vec<_> = config.problems().into_iter().map(|problem| problem.field).collect();
+        let expected = [
+            "failover_time",
+            "max_leases_for_worker",
+            "max_leases_to_steal_at_one_time",
+            "scan_budget",
+            "idle_time_between_reads",
+            "max_records",
+            "memory_budget",
+            "retry_delay_min",
+            "stall_timeout",
+            "worker_id",
+        ];
+        assert_eq!(fields, expected);
+    }
+
+    #[test]
+    fn configuration_is_readable_text_and_unknown_keys_are_refused() {
+        let text = r#"{"initial_position": {"at_timestamp": "2026-11-22T08:30:00Z"}, "failover_time": "4s"}"#;
+        let config: Config = serde_json::from_str(text).expect("valid");
+        assert_eq!(config.failover_time, Duration::from_secs(4));
+        assert_eq!(config.max_records, 10_000);
+        let back: Config =
+            serde_json::from_str(&serde_json::to_string(&config).expect("text")).expect("valid");
+        assert_eq!(back, config);
+        assert!(serde_json::from_str::<Config>(r#"{"failover_time_ms": 1}"#).is_err());
+    }
+
+    #[test]
+    fn calls_renewals_and_looks_fit_into_the_life_of_a_lease() {
+        for secs in [1, 2, 10, 60] {
+            let config = Config { failover_time: Duration::from_secs(secs), ..Config::default() };
+            assert!(config.renew_after() + config.call_timeout() * 2 <= config.failover_time);
+            assert!(config.look_interval() <= config.longest_look_interval());
+        }
+    }
+}

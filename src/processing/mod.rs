@@ -1,0 +1,3 @@
+//! What a plain record processor grows into: ordering, and later retries, dead letters, flow control.
+
+pub(crate) mod each;

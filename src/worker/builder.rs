@@ -1,0 +1,202 @@
+//! Puts a worker together: clients, configuration, and the user's code in one of three faces.
+
+use std::{fmt, future::Future, sync::Arc};
+
+use rand::{RngExt, SeedableRng, distr::Alphanumeric, rngs::StdRng};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::Config,
+    core::{lease::WorkerId, record::Record},
+    error::{BuildError, Failure, InvalidField},
+    io::{DynamoDbLeaseStore, KinesisSource, LeaseStore, RecordSource},
+    processing::each::{Each, Ordering},
+    worker::{
+        Assignments, Worker, assemble,
+        consumer::Delivery,
+        coordinator::Parts,
+        driver, events,
+        health::HealthFile,
+        processor::{ProcessorFactory, ShardStart},
+        pulled,
+    },
+};
+
+/// Describes a worker. Finish with [`each`](Self::each), [`build`](Self::build) or [`stream`](Self::stream);
+/// none of them does any I/O.
+#[derive(Debug)]
+pub struct WorkerBuilder {
+    application: String,
+    stream: String,
+    config: Config,
+    kinesis: Option<aws_sdk_kinesis::Client>,
+    dynamodb: Option<aws_sdk_dynamodb::Client>,
+    source: Option<Arc<dyn RecordSource>>,
+    store: Option<Arc<dyn LeaseStore>>,
+    seed: Option<u64>,
+}
+
+impl WorkerBuilder {
+    pub(super) fn new(application: String, stream: String) -> Self {
+        Self {
+            application,
+            stream,
+            config: Config::default(),
+            kinesis: None,
+            dynamodb: None,
+            source: None,
+            store: None,
+            seed: None,
+        }
+    }
+
+    /// Builds every client from one loaded AWS configuration.
+    pub fn aws(self, config: &aws_types::SdkConfig) -> Self {
+        self.kinesis(aws_sdk_kinesis::Client::new(config)).dynamodb(aws_sdk_dynamodb::Client::new(config))
+    }
+
+    /// The client to read the stream with. Its retries and time-outs are replaced by the worker's.
+    pub fn kinesis(mut self, client: aws_sdk_kinesis::Client) -> Self {
+        self.kinesis = Some(client);
+        self
+    }
+
+    /// The client for the lease table. Its retries and time-outs are replaced by the worker's.
+    pub fn dynamodb(mut self, client: aws_sdk_dynamodb::Client) -> Self {
+        self.dynamodb = Some(client);
+        self
+    }
+
+    /// Reads from this source instead of Kinesis: an in-memory stream, or one of your own.
+    pub fn source(mut self, source: Arc<dyn RecordSource>) -> Self {
+        self.source = Some(source);
+        self
+    }
+
+    /// Keeps leases in this store instead of DynamoDB.
+    pub fn lease_store(mut self, store: Arc<dyn LeaseStore>) -> Self {
+        self.store = Some(store);
+        self
+    }
+
+    /// How the worker behaves.
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Makes every choice of chance (jitter, which lease to take first) repeatable. For tests: workers of
+    /// one fleet should differ. Give a `worker_id` too, whose default has a random part.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// A worker that calls `handler` for each record, in the order that `ordering` promises. A record is
+    /// done when the handler returns `Ok`; on an error it comes again, after a delay.
+    ///
+    /// # Errors
+    /// [`BuildError`] names every field that cannot work.
+    pub fn each<H, Fut>(self, ordering: Ordering, handler: H) -> Result<Worker, BuildError>
+    where
+        H: Fn(Record) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), Failure>> + Send + 'static,
+    {
+        let handler = Arc::new(handler);
+        self.build(move |_: ShardStart| {
+            let processor = Each::new(ordering, handler.clone());
+            async move { Ok(processor) }
+        })
+    }
+
+    /// A worker that makes a processor for each shard that it holds.
+    ///
+    /// # Errors
+    /// [`BuildError`] names every field that cannot work.
+    pub fn build<F: ProcessorFactory>(self, factory: F) -> Result<Worker, BuildError> {
+        let factory = Arc::new(factory);
+        let config = Arc::new(self.config.clone());
+        let seed = self.seed.unwrap_or_else(|| entropy().random());
+        let delivery: Delivery = Arc::new(move |shard| {
+            // Each shard has delays of its own, the same in every run with the same seed.
+            let seed = shard.id().as_str().bytes().fold(seed, |seed, b| seed.rotate_left(7) ^ u64::from(b));
+            Box::pin(driver::drive(factory.clone(), shard, config.clone(), seed))
+        });
+        self.assemble(delivery)
+    }
+
+    /// A worker whose shards are pulled. Run the worker beside taking shards from the assignments.
+    ///
+    /// # Errors
+    /// [`BuildError`] names every field that cannot work.
+    pub fn stream(self) -> Result<(Worker, Assignments), BuildError> {
+        let (delivery, assignments) = pulled();
+        Ok((self.assemble(delivery)?, assignments))
+    }
+
+    fn assemble(self, delivery: Delivery) -> Result<Worker, BuildError> {
+        let mut problems = self.config.problems();
+        for (field, name) in [("application", &self.application), ("stream", &self.stream)] {
+            if name.is_empty() {
+                problems.push(InvalidField { field, why: "must not be empty".into() });
+            }
+        }
+        if !problems.is_empty() {
+            return Err(BuildError::Invalid(problems));
+        }
+        let mut rng = self.seed.map_or_else(entropy, StdRng::seed_from_u64);
+        let timeout = self.config.call_timeout();
+        let table = self.config.lease_table_name.clone().unwrap_or(self.application);
+        let source = match (self.source, self.kinesis) {
+            (Some(source), _) => source,
+            (None, Some(client)) => Arc::new(KinesisSource::new(client, self.stream, timeout)),
+            (None, None) => return Err(BuildError::NoClient("Kinesis")),
+        };
+        let store = match (self.store, self.dynamodb) {
+            (Some(store), _) => store,
+            (None, Some(client)) => Arc::new(DynamoDbLeaseStore::new(client, table.clone(), timeout)),
+            (None, None) => return Err(BuildError::NoClient("DynamoDB")),
+        };
+        let me = match &self.config.worker_id {
+            Some(id) => WorkerId::from(id.as_str()),
+            None => default_worker_id(&mut rng),
+        };
+        Ok(assemble(Parts {
+            me,
+            table,
+            health: HealthFile::new(self.config.health_file.clone()),
+            config: Arc::new(self.config),
+            source,
+            store,
+            delivery,
+            events: events::Sender::new(),
+            ready: CancellationToken::new(),
+            rng,
+        }))
+    }
+}
+
+/// The one place where chance enters.
+#[expect(clippy::disallowed_methods, reason = "this is the place")]
+fn entropy() -> StdRng {
+    StdRng::from_rng(&mut rand::rng())
+}
+
+/// The host's name, which is the pod's name in Kubernetes, and a random part, so that a restart in the
+/// same pod is another worker.
+fn default_worker_id(rng: &mut StdRng) -> WorkerId {
+    let host = std::env::var("HOSTNAME").ok().or_else(|| std::fs::read_to_string("/etc/hostname").ok());
+    let host = host.map(|name| name.trim().to_owned()).filter(|name| !name.is_empty());
+    let random: String = rng.sample_iter(Alphanumeric).take(8).map(char::from).collect();
+    format!("{}-{random}", host.as_deref().unwrap_or("worker")).into()
+}
+
+impl fmt::Debug for Parts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parts")
+            .field("me", &self.me)
+            .field("table", &self.table)
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}

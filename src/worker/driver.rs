@@ -1,0 +1,213 @@
+//! Drives a processor with the events of one shard: the contract of `RecordProcessor` as one loop.
+
+use std::sync::Arc;
+
+use rand::{SeedableRng, rngs::StdRng};
+use tracing::{debug, error, info, warn};
+
+use crate::{
+    config::Config,
+    core::{backoff::Backoff, record::Batch},
+    error::{Failure, LeaseLost},
+    io::BoxError,
+    worker::{
+        consumer::DriverEnd,
+        faults::Faults,
+        processor::{Drain, EndOfShard, ProcessorFactory, RecordProcessor, ShardContext, Verdict},
+        shard::{Shard, ShardEvent},
+    },
+};
+
+/// Processes a shard until it ends, is drained or lost, or the processor gives up.
+pub(super) async fn drive<F: ProcessorFactory>(
+    factory: Arc<F>,
+    shard: Shard,
+    config: Arc<Config>,
+    seed: u64,
+) -> DriverEnd {
+    let backoff = Backoff::new(config.retry_delay_min, config.retry_delay_max);
+    let retries = Retries { backoff, faults: Faults::default(), rng: StdRng::seed_from_u64(seed), config };
+    let mut driver = Driver { context: shard.context(), shard, retries };
+    let processor = match driver.create(factory.as_ref()).await {
+        Ok(processor) => processor,
+        Err(end) => return end,
+    };
+    driver.run(processor).await
+}
+
+struct Driver {
+    shard: Shard,
+    context: ShardContext,
+    retries: Retries,
+}
+
+/// The delays between tries of the user's code, and which failures to log.
+struct Retries {
+    backoff: Backoff,
+    faults: Faults,
+    rng: StdRng,
+    config: Arc<Config>,
+}
+
+/// What to do after a failure and its delay.
+enum After {
+    Again,
+    /// A drain was asked for meanwhile.
+    Stop,
+    End(DriverEnd),
+}
+
+impl Driver {
+    async fn create<F: ProcessorFactory>(&mut self, factory: &F) -> Result<F::Processor, DriverEnd> {
+        loop {
+            self.shard.link().set_busy(true);
+            let made = self.shard.link().held.guard(factory.create(self.shard.start().clone())).await;
+            let failure = match made {
+                Err(why) => return Err(DriverEnd::Lost(why)),
+                Ok(Ok(processor)) => {
+                    self.retries.reset(&self.shard, "creating the processor");
+                    return Ok(processor);
+                }
+                Ok(Err(error)) => Failure::Retry(error),
+            };
+            match self.after(failure, "creating the processor").await {
+                After::Again => {}
+                After::Stop => return Err(DriverEnd::GaveUp),
+                After::End(end) => return Err(end),
+            }
+        }
+    }
+
+    async fn run<P: RecordProcessor>(mut self, mut processor: P) -> DriverEnd {
+        loop {
+            let end = match self.shard.next().await {
+                ShardEvent::Batch(batch) => self.process(&mut processor, batch).await,
+                ShardEvent::Ended(end) => self.ended(&mut processor, end).await,
+                ShardEvent::Drain(drain) => Some(self.drain(&mut processor, drain).await),
+                ShardEvent::Lost(why) => Some(DriverEnd::Lost(why)),
+            };
+            match end {
+                None => {}
+                Some(DriverEnd::Lost(why)) => {
+                    processor.lease_lost(why).await;
+                    return DriverEnd::Lost(why);
+                }
+                Some(end) => return end,
+            }
+        }
+    }
+
+    /// Delivers a batch until it is accepted. Without an end the next event follows.
+    async fn process<P: RecordProcessor>(&mut self, processor: &mut P, batch: Batch) -> Option<DriverEnd> {
+        let link = self.shard.link().clone();
+        let mut left = batch;
+        loop {
+            let failure = match link.held.guard(processor.process(left.clone(), &self.context)).await {
+                Err(why) => return Some(DriverEnd::Lost(why)),
+                Ok(Ok(verdict)) => {
+                    match verdict {
+                        Verdict::Done => link.ack_batch(&left),
+                        Verdict::DoneThrough(position) => link.ack_through(&position),
+                        Verdict::AckLater => {}
+                    }
+                    self.retries.reset(&self.shard, "processing");
+                    return None;
+                }
+                Ok(Err(failure)) => failure,
+            };
+            match self.after(failure, "processing").await {
+                After::Again => {}
+                After::Stop => return None,
+                After::End(end) => return Some(end),
+            }
+            // What was acknowledged before the failure does not come again.
+            if let Some(done) = link.done() {
+                match left.after(&done) {
+                    Some(rest) => left = rest,
+                    None => return None,
+                }
+            }
+        }
+    }
+
+    async fn ended<P: RecordProcessor>(&mut self, processor: &mut P, end: EndOfShard) -> Option<DriverEnd> {
+        let link = self.shard.link().clone();
+        link.set_busy(true);
+        // Not guarded: the write that ends the shard also ends the holding. It checks the lease itself.
+        let failure = match processor.shard_ended(end).await {
+            Ok(_done) => return Some(DriverEnd::Finished),
+            Err(failure) => failure,
+        };
+        if let Some(why) = link.held.why_lost() {
+            return Some(DriverEnd::Lost(why));
+        }
+        match self.after(failure, "ending the shard").await {
+            After::Again | After::Stop => None,
+            After::End(end) => Some(end),
+        }
+    }
+
+    async fn drain<P: RecordProcessor>(&mut self, processor: &mut P, drain: Drain) -> DriverEnd {
+        let link = self.shard.link();
+        link.set_busy(true);
+        match processor.draining(drain).await {
+            Ok(_drained) => DriverEnd::Drained,
+            Err(Failure::StopWorker(error)) => DriverEnd::StopWorker(error),
+            Err(failure) => {
+                info!(shard = %self.shard.id(), error = %Shown(&failure), "draining failed");
+                match link.held.why_lost() {
+                    Some(why) if why != LeaseLost::Released => DriverEnd::Lost(why),
+                    _ => DriverEnd::GaveUp,
+                }
+            }
+        }
+    }
+
+    async fn after(&mut self, failure: Failure, doing: &'static str) -> After {
+        let shard = self.shard.id();
+        match failure {
+            Failure::Retry(error) => {
+                let delay = self.retries.backoff.next(&mut self.retries.rng);
+                if self.retries.faults.failed() {
+                    warn!(%shard, %error, doing, ?delay, "failed; trying again");
+                }
+                match self.shard.pause(delay, self.retries.config.idle_time_between_reads).await {
+                    Ok(false) => After::Again,
+                    Ok(true) => After::Stop,
+                    Err(why) => After::End(DriverEnd::Lost(why)),
+                }
+            }
+            Failure::Poison { at, why } => {
+                error!(%shard, ?at, error = %why, "records that cannot be processed; the shard is given up");
+                After::End(DriverEnd::GaveUp)
+            }
+            Failure::StopShard(error) => {
+                warn!(%shard, %error, "the processor gives the shard up");
+                After::End(DriverEnd::GaveUp)
+            }
+            Failure::StopWorker(error) => After::End(DriverEnd::StopWorker(error)),
+        }
+    }
+}
+
+impl Retries {
+    fn reset(&mut self, shard: &Shard, doing: &'static str) {
+        self.backoff.reset();
+        if let Some(count) = self.faults.over() {
+            debug!(shard = %shard.id(), count, doing, "succeeds again");
+        }
+    }
+}
+
+/// The cause inside a failure.
+struct Shown<'a>(&'a Failure);
+
+impl std::fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (Failure::Retry(error)
+        | Failure::StopShard(error)
+        | Failure::StopWorker(error)
+        | Failure::Poison { why: error, .. }) = self.0;
+        BoxError::fmt(error, f)
+    }
+}

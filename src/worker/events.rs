@@ -1,0 +1,89 @@
+//! What happens to a worker, for those who want to know: lossy, bounded, and never in the way.
+
+use tokio::sync::broadcast;
+
+use crate::{
+    core::{balance::Reason, shard::ShardId},
+    error::LeaseLost,
+};
+
+/// Events kept for a slow listener.
+const KEPT: usize = 1024;
+
+/// Something that happened.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// A lease was taken, and its shard is being read.
+    LeaseTaken {
+        /// The shard.
+        shard: ShardId,
+        /// Why it was claimed.
+        reason: Reason,
+    },
+    /// A lease is gone.
+    LeaseLost {
+        /// The shard.
+        shard: ShardId,
+        /// Why.
+        why: LeaseLost,
+    },
+    /// A lease was given up, and others may take it.
+    LeaseReleased {
+        /// The shard.
+        shard: ShardId,
+    },
+    /// A shard was processed to its end.
+    ShardEnded {
+        /// The shard.
+        shard: ShardId,
+    },
+    /// The processor cannot go on with a shard, or panicked: the lease was given up.
+    ShardGivenUp {
+        /// The shard.
+        shard: ShardId,
+        /// Whether it panicked.
+        panicked: bool,
+    },
+    /// These shards are read by nobody: this worker has no room for them, and no other took them.
+    LeftOver {
+        /// The shards.
+        shards: Vec<ShardId>,
+    },
+    /// This listener was too slow and missed that many events.
+    Missed(u64),
+}
+
+/// Where events go.
+#[derive(Clone, Debug)]
+pub(super) struct Sender(broadcast::Sender<Event>);
+
+impl Sender {
+    pub(super) fn new() -> Self {
+        Self(broadcast::Sender::new(KEPT))
+    }
+
+    pub(super) fn send(&self, event: Event) {
+        // An error means that nobody listens.
+        let _ = self.0.send(event);
+    }
+
+    pub(super) fn subscribe(&self) -> Events {
+        Events(self.0.subscribe())
+    }
+}
+
+/// The events of a worker from the moment of subscription on.
+#[derive(Debug)]
+pub struct Events(broadcast::Receiver<Event>);
+
+impl Events {
+    /// Waits for the next event; none once the worker has ended. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Event> {
+        match self.0.recv().await {
+            Ok(event) => Some(event),
+            Err(broadcast::error::RecvError::Lagged(missed)) => Some(Event::Missed(missed)),
+            Err(broadcast::error::RecvError::Closed) => None,
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! One lease that this worker holds: its tenure, the only writer of its row in this process, until when
+//! the holding is certain, and the moment it ends.
+//!
+//! A write whose reply is lost stays in doubt: the next failed condition is then read back once, and our
+//! own counter is recognised. With nothing in doubt a failed condition is a theft.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    sync::{Arc, Mutex, PoisonError},
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use crate::{
+    clock,
+    core::lease::{CheckpointGoesBack, Lease, LeaseKey, LeaseWrite, Tenure},
+    error::LeaseLost,
+    io::{LeaseError, LeaseStore},
+};
+
+/// A lease of this worker. Shared by the tasks of its shard; writes queue behind one another.
+#[derive(Debug)]
+pub(super) struct HeldLease {
+    key: LeaseKey,
+    store: Arc<dyn LeaseStore>,
+    failover_time: Duration,
+    /// The lease's own lock: held across its writes, so that two tasks never race on its counter.
+    writer: tokio::sync::Mutex<Writer>,
+    standing: Mutex<Standing>,
+    ended: CancellationToken,
+}
+
+#[derive(Debug)]
+struct Writer {
+    tenure: Tenure,
+    /// Writes on the present counter that may have been applied without our knowing, oldest first.
+    in_doubt: Vec<(LeaseWrite, Instant)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Standing {
+    proven_at: Instant,
+    lost: Option<LeaseLost>,
+}
+
+/// Why a write of a holder was not made.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WriteError {
+    #[error("the lease is lost: {0}")]
+    Lost(LeaseLost),
+    #[error(transparent)]
+    GoesBack(#[from] CheckpointGoesBack),
+    /// Unknown whether it was applied. The lease is still held.
+    #[error(transparent)]
+    Unavailable(LeaseError),
+}
+
+impl HeldLease {
+    pub(super) fn new(tenure: Tenure, store: Arc<dyn LeaseStore>, failover_time: Duration) -> Self {
+        let standing = Standing { proven_at: tenure.proven_at(), lost: None };
+        Self {
+            key: tenure.row().key.clone(),
+            store,
+            failover_time,
+            writer: tokio::sync::Mutex::new(Writer { tenure, in_doubt: Vec::new() }),
+            standing: Mutex::new(standing),
+            ended: CancellationToken::new(),
+        }
+    }
+
+    /// Claims `seen` for its holding to begin. A lost race is `Ok(None)`.
+    pub(super) async fn claim(
+        seen: &Lease,
+        me: &crate::core::lease::WorkerId,
+        store: &Arc<dyn LeaseStore>,
+        failover_time: Duration,
+    ) -> Result<Option<(Lease, Self)>, LeaseError> {
+        let claim = seen.claim(me);
+        let sent_at = clock::now();
+        match store.write(&claim).await {
+            Ok(()) => {}
+            Err(LeaseError::Conflict(_)) => return Ok(None),
+            // Applied or not? The row tells. If it cannot be read either, the claim expires like any lease.
+            Err(error @ LeaseError::Unavailable { .. }) => match store.get(&seen.key).await {
+                Ok(Some(row)) if claim.took_effect_on(&row, me) => {}
+                _ => return Err(error),
+            },
+            Err(error) => return Err(error),
+        }
+        let tenure = Tenure::begin(seen, &claim, sent_at).expect("a claim begins a holding");
+        let row = tenure.row().clone();
+        Ok(Some((row, Self::new(tenure, store.clone(), failover_time))))
+    }
+
+    pub(super) fn key(&self) -> &LeaseKey {
+        &self.key
+    }
+
+    fn standing(&self) -> std::sync::MutexGuard<'_, Standing> {
+        // Only plain data is behind this lock: a panic elsewhere leaves it whole.
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When the last write that succeeded was sent.
+    pub(super) fn proven_at(&self) -> Instant {
+        self.standing().proven_at
+    }
+
+    /// Until when nobody else may take the lease, unless it is renewed meanwhile.
+    pub(super) fn valid_until(&self) -> Instant {
+        self.proven_at() + self.failover_time
+    }
+
+    /// Why the lease is no longer held; none while it is. Reads the clock: past its validity it is lost.
+    pub(super) fn why_lost(&self) -> Option<LeaseLost> {
+        let mut standing = self.standing();
+        if standing.lost.is_none() && clock::now() >= standing.proven_at + self.failover_time {
+            standing.lost = Some(LeaseLost::Expired);
+            self.ended.cancel();
+        }
+        standing.lost
+    }
+
+    /// Ends the holding in this process. The first reason stays.
+    pub(super) fn lose(&self, why: LeaseLost) {
+        self.standing().lost.get_or_insert(why);
+        self.ended.cancel();
+    }
+
+    /// Resolves once the lease is no longer held.
+    pub(super) async fn lost(&self) -> LeaseLost {
+        loop {
+            if let Some(why) = self.why_lost() {
+                return why;
+            }
+            tokio::select! {
+                biased;
+                () = self.ended.cancelled() => {}
+                () = clock::sleep_until(self.valid_until()) => {}
+            }
+        }
+    }
+
+    /// Runs `work` only while the lease is held; past that `work` is dropped and never polled again.
+    ///
+    /// The clock is read before each poll: a process that was frozen does not run on for a moment.
+    pub(super) async fn guard<F: Future>(&self, work: F) -> Result<F::Output, LeaseLost> {
+        let mut lost = pin!(self.lost());
+        let mut work = Some(Box::pin(work));
+        poll_fn(|cx| {
+            if let Poll::Ready(why) = lost.as_mut().poll(cx) {
+                work = None;
+                return Poll::Ready(Err(why));
+            }
+            if let Some(why) = self.why_lost() {
+                work = None;
+                return Poll::Ready(Err(why));
+            }
+            let work: Pin<&mut F> = work.as_mut().expect("polled only until ready").as_mut();
+            work.poll(cx).map(Ok)
+        })
+        .await
+    }
+
+    /// The row as this worker last wrote it, once no write is under way.
+    pub(super) async fn row(&self) -> Lease {
+        self.writer.lock().await.tenure.row().clone()
+    }
+
+    /// Makes one write, once; a reply that was lost is found out at the next write.
+    ///
+    /// `make` may be called again, on a newer row, if an earlier write turns out to have been applied.
+    pub(super) async fn write(
+        &self,
+        make: impl Fn(&Tenure) -> Result<LeaseWrite, CheckpointGoesBack> + Send + Sync,
+    ) -> Result<(), WriteError> {
+        let mut writer = self.writer.lock().await;
+        loop {
+            if let Some(why) = self.why_lost() {
+                return Err(WriteError::Lost(why));
+            }
+            let write = make(&writer.tenure)?;
+            let sent_at = clock::now();
+            // Noted before it is sent: this future may be dropped while it waits for the reply.
+            writer.in_doubt.push((write.clone(), sent_at));
+            match self.store.write(&write).await {
+                Ok(()) => {
+                    self.accept(&mut writer, &write, sent_at);
+                    return Ok(());
+                }
+                Err(LeaseError::Conflict(_)) => {
+                    writer.in_doubt.pop();
+                    if !self.recover(&mut writer).await? {
+                        let why = self.why_lost().unwrap_or(LeaseLost::Stolen);
+                        return Err(WriteError::Lost(why));
+                    }
+                    if !self.is_settled(&writer, &write) {
+                        continue;
+                    }
+                    return Ok(());
+                }
+                Err(LeaseError::NoTable { .. }) => {
+                    self.lose(LeaseLost::Deleted);
+                    return Err(WriteError::Lost(LeaseLost::Deleted));
+                }
+                Err(error) => return Err(WriteError::Unavailable(error)),
+            }
+        }
+    }
+
+    /// Whether `write` is what the row now shows.
+    fn is_settled(&self, writer: &Writer, write: &LeaseWrite) -> bool {
+        write.took_effect_on(writer.tenure.row(), writer.tenure.me())
+    }
+
+    /// After a failed condition: whether an earlier write of ours had been applied, and the lease is ours.
+    async fn recover(&self, writer: &mut Writer) -> Result<bool, WriteError> {
+        let row = self.store.get(&self.key).await.map_err(WriteError::Unavailable)?;
+        let Some(row) = row else {
+            self.lose(LeaseLost::Deleted);
+            return Ok(false);
+        };
+        let me = writer.tenure.me().clone();
+        let ours = writer.in_doubt.iter().find(|(write, _)| write.took_effect_on(&row, &me)).cloned();
+        match ours {
+            Some((write, sent_at)) => {
+                debug!(lease = %self.key, "a write had been applied although its reply was lost");
+                self.accept(writer, &write, sent_at);
+                Ok(true)
+            }
+            None => {
+                self.lose(LeaseLost::Stolen);
+                Ok(false)
+            }
+        }
+    }
+
+    fn accept(&self, writer: &mut Writer, write: &LeaseWrite, sent_at: Instant) {
+        writer.tenure.accept(write, sent_at);
+        writer.in_doubt.clear();
+        self.standing().proven_at = writer.tenure.proven_at();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,279 @@
+//! Reads one shard by polling: iterator, pages, batches; one batch ahead of the user's code.
+//!
+//! Throttles, expired iterators and an end without named children are normal paths. When to read is for
+//! `core::pacing` to say; what a record in a page is made of, for `core::aggregation`.
+
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use rand::{Rng, RngExt};
+use tokio::{
+    select,
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+};
+use tracing::{debug, info, warn};
+
+use crate::{
+    clock,
+    config::Config,
+    core::{
+        aggregation,
+        backoff::Backoff,
+        lease::{Checkpoint, Lease},
+        pacing::{Limits, Pacing},
+        record::{Batch, Record},
+        shard::{ChildShard, Position, ShardId},
+        shard_sync,
+    },
+    io::{BoxError, Page, RecordSource, ShardFilter, ShardIterator, SourceError, StartFrom},
+    worker::{faults::Faults, renewer::cause, shard::Fetched, shard_link::ShardLink},
+};
+
+/// Budget is counted in these, so that a semaphore can hold it.
+const BUDGET_UNIT: usize = 1024;
+
+/// The budget in units, for a semaphore.
+pub(super) fn budget(bytes: usize) -> Semaphore {
+    Semaphore::new((bytes / BUDGET_UNIT).min(Semaphore::MAX_PERMITS))
+}
+
+/// Where reading of a shard begins, and up to where its records are done already.
+///
+/// Always *at* the checkpoint, never after it: a checkpoint inside an aggregated record leaves a rest to
+/// deliver. `pinned_millis` is the application's first start, for leases that have not begun.
+pub(super) fn start_of(
+    row: &Lease,
+    pinned_millis: Option<u64>,
+    configured: Option<SystemTime>,
+) -> (StartFrom, Option<Position>) {
+    let pinned = pinned_millis.map(|millis| SystemTime::UNIX_EPOCH + Duration::from_millis(millis));
+    match &row.checkpoint {
+        Checkpoint::At(position) => (StartFrom::At(position.sequence.clone()), Some(position.clone())),
+        Checkpoint::TrimHorizon | Checkpoint::ShardEnd => (StartFrom::TrimHorizon, None),
+        // A row of the Java KCL pins nothing: it counts from now, as it does there.
+        Checkpoint::Latest => (StartFrom::Timestamp(pinned.unwrap_or_else(clock::wall)), None),
+        // Without any timestamp the oldest record skips nothing.
+        Checkpoint::AtTimestamp => match pinned.or(configured) {
+            Some(at) => (StartFrom::Timestamp(at), None),
+            None => (StartFrom::TrimHorizon, None),
+        },
+    }
+}
+
+/// The reader of one shard.
+pub(super) struct Reader<R> {
+    pub(super) link: Arc<ShardLink>,
+    pub(super) source: Arc<dyn RecordSource>,
+    pub(super) config: Arc<Config>,
+    pub(super) memory: Arc<Semaphore>,
+    pub(super) fetched: mpsc::Sender<Fetched>,
+    pub(super) row: Lease,
+    pub(super) rng: R,
+}
+
+/// Where the reader is: the place to reopen an iterator at, and what not to deliver again.
+struct Place {
+    from: StartFrom,
+    /// Everything up to here was delivered or is done.
+    through: Option<Position>,
+}
+
+impl<R: Rng> Reader<R> {
+    /// Reads until the shard ends or the user's side lets go. To be dropped when the lease is lost.
+    pub(super) async fn run(mut self, start: (StartFrom, Option<Position>)) {
+        let mut place = Place { from: start.0, through: start.1 };
+        let mut pacing = Pacing::new(Limits::aws(self.config.idle_time_between_reads));
+        let mut iterator: Option<ShardIterator> = None;
+        let mut faults = Faults::default();
+        let mut expected_bytes = 64 * 1024;
+        loop {
+            // A place in the queue first: what is read is then sure to be taken.
+            let Ok(slot) = self.fetched.clone().reserve_owned().await else { return };
+            let permit = self.afford(expected_bytes).await;
+            clock::sleep_until(pacing.next_read(clock::now())).await;
+            pacing.on_read(clock::now());
+            let page = match self.read(&place, &mut iterator).await {
+                Ok(page) => page,
+                Err(error) => {
+                    let now = clock::now();
+                    match error {
+                        SourceError::ExpiredIterator => {
+                            debug!(shard = %self.link.shard, "iterator expired; opening another");
+                            iterator = None;
+                            pacing.on_page(now, 0, false);
+                        }
+                        SourceError::NoShard(_) => {
+                            warn!(shard = %self.link.shard, after = ?place.through, "the shard has left the stream; \
+                                what was not read of it is gone");
+                            let children = self.find_children().await;
+                            self.await_other_parents(&children).await;
+                            slot.send(Fetched::End(children));
+                            return;
+                        }
+                        SourceError::Throttled { .. } => {
+                            debug!(shard = %self.link.shard, "reads are throttled");
+                            pacing.on_throttle(now, &mut self.rng);
+                            self.link.health.touch();
+                        }
+                        error => {
+                            if faults.failed() {
+                                warn!(shard = %self.link.shard, %error, cause = cause(&error), "read failed; trying again");
+                            }
+                            pacing.on_error(now, &mut self.rng);
+                        }
+                    }
+                    continue;
+                }
+            };
+            if let Some(count) = faults.over() {
+                info!(shard = %self.link.shard, count, "reads succeed again");
+            }
+            self.link.opened.cancel();
+            self.link.health.touch();
+            let bytes =
+                page.records.iter().map(|record| record.data().len() + record.partition_key().len()).sum();
+            let caught_up = page.behind.is_zero() || page.records.is_empty() && page.next.is_some();
+            pacing.on_page(clock::now(), bytes, caught_up && page.next.is_some());
+            // Twice the last page covers most next ones; a larger one is paid for after it was read.
+            expected_bytes = (2 * bytes).clamp(64 * 1024, 10 << 20);
+            self.link.set_behind(page.behind);
+
+            let (next, children, behind) = (page.next, page.children, page.behind);
+            if let Some(last) = page.records.last() {
+                place.from = StartFrom::After(last.position().sequence.clone());
+            }
+            let records = self.expand(page.records, &mut place.through);
+            let ended = next.is_none();
+            iterator = next;
+            if !records.is_empty() {
+                slot.send(Fetched::Batch(Batch::new(records, behind), settle(permit, bytes, &self.memory)));
+            }
+            if ended {
+                let children = if children.is_empty() { self.find_children().await } else { children };
+                self.await_other_parents(&children).await;
+                // Fails only when the user's side has let go, and then nobody asks.
+                let _ = self.fetched.send(Fetched::End(children)).await;
+                return;
+            }
+        }
+    }
+
+    /// The user's records in a page, without those that were delivered or done before.
+    fn expand(&self, page: Vec<Record>, through: &mut Option<Position>) -> Vec<Record> {
+        let mut expanded = aggregation::expand(page, self.row.hash_range);
+        if expanded.dropped + expanded.broken > 0 {
+            let (dropped, broken) = (expanded.dropped, expanded.broken);
+            warn!(shard = %self.link.shard, dropped, broken, "aggregated records of another shard, or broken, left out");
+        }
+        let done = expanded.records.partition_point(|record| Some(record.position()) <= through.as_ref());
+        expanded.records.drain(..done);
+        if let Some(last) = expanded.records.last() {
+            *through = Some(last.position().clone());
+        }
+        expanded.records
+    }
+
+    async fn read(&self, place: &Place, iterator: &mut Option<ShardIterator>) -> Result<Page, SourceError> {
+        let shard = &self.link.shard;
+        let from = match iterator {
+            Some(from) => from,
+            None => iterator.insert(self.source.open(shard, &place.from).await?),
+        };
+        self.source.read(shard, from, self.config.max_records).await
+    }
+
+    /// Waits for memory budget, unless the user's side has nothing to do: what is processed next is
+    /// always allowed, only reading ahead has to be paid for.
+    async fn afford(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let units = u32::try_from(bytes.div_ceil(BUDGET_UNIT)).unwrap_or(u32::MAX);
+        loop {
+            if self.link.is_hungry() {
+                return self.memory.clone().try_acquire_many_owned(units).ok();
+            }
+            select! {
+                biased;
+                () = self.link.hungry.notified() => {}
+                permit = self.memory.clone().acquire_many_owned(units) => return permit.ok(),
+            }
+        }
+    }
+
+    /// Waits while another parent of a merged child has no lease yet: its own ancestors are being read, and
+    /// the child, whose lease is made at the end of this shard, would begin too early.
+    ///
+    /// Each wait is for an older shard only, so no two wait for each other.
+    async fn await_other_parents(&mut self, children: &[ChildShard]) {
+        let mut backoff = Backoff::new(Duration::from_millis(200), self.config.look_interval());
+        loop {
+            match self.parents_to_come(children).await {
+                Ok(parents) if parents.is_empty() => return,
+                Ok(parents) => {
+                    debug!(shard = %self.link.shard, ?parents, "waiting for another parent's lease")
+                }
+                Err(error) => debug!(shard = %self.link.shard, %error, "parents not checked; trying again"),
+            }
+            self.link.health.touch();
+            clock::sleep(backoff.next(&mut self.rng)).await;
+        }
+    }
+
+    async fn parents_to_come(&self, children: &[ChildShard]) -> Result<BTreeSet<ShardId>, BoxError> {
+        let mut leased = BTreeSet::from([self.link.shard.clone()]);
+        for child in children {
+            // A child with a lease was begun by whoever ended the other parent.
+            if child.parents.len() < 2 || self.link.store.get(&(&child.id).into()).await?.is_some() {
+                leased.extend(child.parents.iter().cloned());
+                continue;
+            }
+            for parent in &child.parents {
+                if self.link.store.get(&parent.into()).await?.is_some() {
+                    leased.insert(parent.clone());
+                }
+            }
+        }
+        let mut parents = shard_sync::parents_to_come(children, |parent| leased.contains(parent));
+        if !parents.is_empty() {
+            let listed = self.source.list_shards(ShardFilter::All).await?;
+            parents.retain(|parent| listed.iter().any(|shard| shard.id == *parent));
+        }
+        Ok(parents)
+    }
+
+    /// The shards that continue this one, from the listing; none if there are none.
+    async fn find_children(&mut self) -> Vec<ChildShard> {
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+        let mut faults = Faults::default();
+        loop {
+            match self.source.list_shards(ShardFilter::All).await {
+                Ok(listed) => return shard_sync::children_of(&listed, &self.link.shard),
+                Err(error) if faults.failed() => {
+                    warn!(shard = %self.link.shard, %error, cause = cause(&error), "listing shards failed; trying again");
+                }
+                Err(_) => {}
+            }
+            let spread = self.rng.random_range(0..50);
+            clock::sleep(backoff.next(&mut self.rng) + Duration::from_millis(spread)).await;
+        }
+    }
+}
+
+/// Gives back what a page did not need; takes what it needs more, if there is any left.
+fn settle(
+    permit: Option<OwnedSemaphorePermit>,
+    bytes: usize,
+    memory: &Arc<Semaphore>,
+) -> Option<OwnedSemaphorePermit> {
+    let mut permit = permit?;
+    let needed = bytes.div_ceil(BUDGET_UNIT);
+    let surplus = permit.num_permits().saturating_sub(needed);
+    let missing = needed.saturating_sub(permit.num_permits());
+    drop(permit.split(surplus));
+    let missing = u32::try_from(missing).unwrap_or(u32::MAX);
+    if let Ok(more) = memory.clone().try_acquire_many_owned(missing) {
+        permit.merge(more);
+    }
+    Some(permit)
+}

@@ -1,0 +1,88 @@
+//! Keeps one lease: renews it in time, writes what was acknowledged, and notices when work stands still.
+//!
+//! Its own task for each shard, so that no user code and no full channel delays a renewal. A checkpoint
+//! counts as a renewal; an idle lease costs two writes in `failover_time`. KCL: `DynamoDBLeaseRenewer`,
+//! which renews three times in it and again for each checkpoint.
+
+use rand::{Rng, RngExt};
+use tokio::select;
+use tracing::{debug, warn};
+
+use crate::{
+    clock,
+    config::Config,
+    core::backoff::Backoff,
+    error::LeaseLost,
+    worker::{faults::Faults, held_lease::WriteError, shard_link::ShardLink},
+};
+
+/// Runs until the lease is no longer held, and says why.
+pub(super) async fn keep(link: &ShardLink, config: &Config, rng: &mut impl Rng) -> LeaseLost {
+    let mut faults = Faults::default();
+    let mut backoff = Backoff::new(config.renew_after() / 50, config.renew_after() / 5);
+    // Leases that were claimed together drift apart.
+    let mut early = config.renew_after().mul_f64(rng.random_range(0.0..0.1));
+    let mut not_before = clock::now();
+    loop {
+        let now = clock::now();
+        let renewal = link.held.proven_at() + config.renew_after() - early;
+        let write = link.write_due(config.checkpoint_interval, now);
+        let stall = link.busy_since().map(|since| since + config.stall_timeout);
+        let due = write.map_or(renewal, |write| write.min(renewal)).max(not_before);
+        let wake = stall.map_or(due, |stall| stall.min(due));
+        select! {
+            biased;
+            why = link.held.lost() => return why,
+            () = clock::sleep_until(wake) => {}
+            () = link.changed.notified() => continue,
+        }
+        if stall.is_some_and(|stall| clock::now() >= stall) {
+            warn!(shard = %link.shard, timeout = ?config.stall_timeout, "no progress; the lease is given up");
+            // The row goes back at the watermark, so another worker can try at once.
+            if let Err(error) = link.release().await {
+                debug!(shard = %link.shard, %error, "the stalled lease was not released and will expire");
+            }
+            link.held.lose(LeaseLost::Stalled);
+            return LeaseLost::Stalled;
+        }
+        if clock::now() < due {
+            continue;
+        }
+        let result = match link.unwritten() {
+            Some(_) => link.flush().await,
+            None => link.held.write(|tenure| Ok(tenure.renewal())).await,
+        };
+        match result {
+            Ok(()) => {
+                if let Some(count) = faults.over() {
+                    debug!(shard = %link.shard, count, "lease writes succeed again");
+                }
+                backoff.reset();
+                early = config.renew_after().mul_f64(rng.random_range(0.0..0.1));
+                not_before = clock::now();
+            }
+            Err(WriteError::Lost(why)) => return why,
+            Err(WriteError::GoesBack(error)) => {
+                // Cannot be: the watermark never goes back. Renew at least.
+                warn!(shard = %link.shard, %error, "checkpoint not written");
+                not_before = clock::now() + backoff.next(rng);
+            }
+            Err(WriteError::Unavailable(error)) => {
+                if faults.failed() {
+                    let left = link.held.valid_until().saturating_duration_since(clock::now());
+                    warn!(shard = %link.shard, %error, cause = cause(&error), ?left, "lease not renewed; trying again");
+                }
+                not_before = clock::now() + backoff.next(rng);
+            }
+        }
+    }
+}
+
+/// The innermost cause of an error: what AWS or the network said.
+pub(super) fn cause(error: &dyn std::error::Error) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}

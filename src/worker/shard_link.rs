@@ -1,0 +1,361 @@
+//! What the tasks of one shard share: the held lease, the watermark of acknowledgements, the request to
+//! drain, and how it all ended.
+//!
+//! User code acknowledges here; the renewer writes from here; the supervisor learns from here.
+
+use std::{
+    pin::pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    clock,
+    core::{
+        lease::{Checkpoint, CheckpointGoesBack, Lease, LeaseWrite, Tenure},
+        record::Batch,
+        shard::{Position, ShardId},
+        watermark::Watermark,
+    },
+    error::{CheckpointError, LeaseLost},
+    io::LeaseStore,
+    worker::{
+        health::HealthFile,
+        held_lease::{HeldLease, WriteError},
+    },
+};
+
+/// How often a write that the user waits for is tried before the user is told.
+const ATTEMPTS: u32 = 4;
+
+/// The link between the tasks of one shard.
+#[derive(Debug)]
+pub(super) struct ShardLink {
+    pub(super) shard: ShardId,
+    pub(super) held: HeldLease,
+    pub(super) store: Arc<dyn LeaseStore>,
+    pub(super) health: HealthFile,
+    progress: Mutex<Progress>,
+    /// Rings for the renewer when the watermark moved or work began or ended.
+    pub(super) changed: Notify,
+    /// Rings for whoever waits for the last acknowledgement.
+    settled: Notify,
+    /// Rings when the user's side has nothing to do: reading then needs no memory budget.
+    pub(super) hungry: Notify,
+    is_hungry: AtomicBool,
+    /// The deadline of a drain, once one is asked for.
+    drain: watch::Sender<Option<Instant>>,
+    /// The user's side has let go of the shard.
+    pub(super) let_go: CancellationToken,
+    /// Reading has begun.
+    pub(super) opened: CancellationToken,
+    /// Records handed to the user's code, repeats included.
+    pub(super) records: AtomicU64,
+    /// How far the last page ended behind the tip, in milliseconds; the largest number before the first.
+    behind_millis: AtomicU64,
+    /// Whether a drain leaves the lease with this worker.
+    pub(super) keep_on_drain: bool,
+}
+
+#[derive(Debug)]
+struct Progress {
+    watermark: Watermark,
+    /// What the row holds.
+    stored: Checkpoint,
+    /// When a checkpoint was last written.
+    written_at: Option<Instant>,
+    /// Since when the user's code has been at work without any progress; none while it has no work or
+    /// while it waits with our knowledge.
+    busy_since: Option<Instant>,
+    finished: bool,
+}
+
+impl ShardLink {
+    pub(super) fn new(
+        held: HeldLease,
+        row: &Lease,
+        store: Arc<dyn LeaseStore>,
+        health: HealthFile,
+        keep_on_drain: bool,
+    ) -> Self {
+        let progress = Progress {
+            watermark: Watermark::new(row.checkpoint.position().cloned()),
+            stored: row.checkpoint.clone(),
+            written_at: None,
+            busy_since: None,
+            finished: false,
+        };
+        Self {
+            shard: row.key.shard(),
+            held,
+            store,
+            health,
+            progress: Mutex::new(progress),
+            changed: Notify::new(),
+            settled: Notify::new(),
+            hungry: Notify::new(),
+            is_hungry: AtomicBool::new(true),
+            drain: watch::Sender::new(None),
+            let_go: CancellationToken::new(),
+            opened: CancellationToken::new(),
+            records: AtomicU64::new(0),
+            behind_millis: AtomicU64::new(u64::MAX),
+            keep_on_drain,
+        }
+    }
+
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        // A panic while the lock is held could only come from a broken invariant in the watermark itself.
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands a batch to the user's code.
+    pub(super) fn deliver(&self, batch: &Batch) {
+        let mut progress = self.progress();
+        progress.watermark.delivered(batch.records().iter().map(|record| record.position().clone()));
+        drop(progress);
+        self.records.fetch_add(batch.records().len() as u64, Ordering::Relaxed);
+        self.set_busy(true);
+    }
+
+    /// The user's code begins or goes on to work, or has nothing to do, or waits with our knowledge.
+    pub(super) fn set_busy(&self, busy: bool) {
+        self.progress().busy_since = busy.then(clock::now);
+        self.changed.notify_one();
+    }
+
+    pub(super) fn busy_since(&self) -> Option<Instant> {
+        self.progress().busy_since
+    }
+
+    pub(super) fn set_behind(&self, behind: Duration) {
+        let millis = u64::try_from(behind.as_millis()).unwrap_or(u64::MAX - 1);
+        self.behind_millis.store(millis, Ordering::Relaxed);
+    }
+
+    /// How far the last page ended behind the tip; none before the first page.
+    pub(super) fn behind(&self) -> Option<Duration> {
+        match self.behind_millis.load(Ordering::Relaxed) {
+            u64::MAX => None,
+            millis => Some(Duration::from_millis(millis)),
+        }
+    }
+
+    /// Whether the user's side waits for records.
+    pub(super) fn set_hungry(&self, hungry: bool) {
+        self.is_hungry.store(hungry, Ordering::Release);
+        if hungry {
+            self.hungry.notify_one();
+        }
+    }
+
+    pub(super) fn is_hungry(&self) -> bool {
+        self.is_hungry.load(Ordering::Acquire)
+    }
+
+    fn acknowledge(&self, with: impl FnOnce(&mut Watermark)) {
+        let mut progress = self.progress();
+        with(&mut progress.watermark);
+        let idle = progress.watermark.is_idle();
+        if progress.busy_since.is_some() {
+            progress.busy_since = (!idle).then(clock::now);
+        }
+        drop(progress);
+        self.changed.notify_one();
+        if idle {
+            self.settled.notify_waiters();
+        }
+    }
+
+    pub(super) fn ack(&self, position: &Position) {
+        self.acknowledge(|watermark| {
+            watermark.ack(position);
+        });
+    }
+
+    pub(super) fn ack_through(&self, position: &Position) {
+        self.acknowledge(|watermark| {
+            watermark.ack_through(position);
+        });
+    }
+
+    pub(super) fn ack_batch(&self, batch: &Batch) {
+        self.acknowledge(|watermark| {
+            watermark.ack_range(batch.first(), batch.last());
+        });
+    }
+
+    /// Everything up to here is acknowledged.
+    pub(super) fn done(&self) -> Option<Position> {
+        self.progress().watermark.done().cloned()
+    }
+
+    pub(super) fn last_delivered(&self) -> Option<Position> {
+        self.progress().watermark.last_delivered().cloned()
+    }
+
+    pub(super) fn unfinished(&self) -> usize {
+        self.progress().watermark.unfinished()
+    }
+
+    /// The checkpoint to write, if the watermark is ahead of the row.
+    pub(super) fn unwritten(&self) -> Option<Checkpoint> {
+        let progress = self.progress();
+        let done = Checkpoint::At(progress.watermark.done()?.clone());
+        (done > progress.stored).then_some(done)
+    }
+
+    /// When the next checkpoint is to be written; none if there is nothing to write.
+    pub(super) fn write_due(&self, interval: Duration, now: Instant) -> Option<Instant> {
+        self.unwritten()?;
+        Some(self.progress().written_at.map_or(now, |at| at + interval))
+    }
+
+    fn written(&self, checkpoint: Checkpoint) {
+        let mut progress = self.progress();
+        progress.written_at = Some(clock::now());
+        progress.stored = progress.stored.clone().max(checkpoint);
+    }
+
+    /// Writes the watermark, once, if it is ahead of the row.
+    pub(super) async fn flush(&self) -> Result<(), WriteError> {
+        let Some(to) = self.unwritten() else { return Ok(()) };
+        self.held.write(|tenure| forward(tenure, &to)).await?;
+        self.written(to);
+        Ok(())
+    }
+
+    /// Writes a checkpoint that the user waits for: acknowledges everything up to it.
+    pub(super) async fn checkpoint(&self, at: &Position) -> Result<(), CheckpointError> {
+        self.check_range(at)?;
+        self.ack_through(at);
+        let to = Checkpoint::At(at.clone());
+        if self.progress().stored >= to {
+            return Ok(());
+        }
+        self.persist(|tenure| forward(tenure, &to)).await?;
+        self.written(to);
+        Ok(())
+    }
+
+    /// Stores a prepared checkpoint beside the one in force.
+    pub(super) async fn prepare(&self, at: &Position, state: bytes::Bytes) -> Result<(), CheckpointError> {
+        self.check_range(at)?;
+        let to = Checkpoint::At(at.clone());
+        self.persist(|tenure| tenure.prepare(to.clone(), Some(state.clone()))).await
+    }
+
+    /// Puts a prepared checkpoint into force, also when it is the one in force already.
+    pub(super) async fn commit(&self, at: &Position) -> Result<(), CheckpointError> {
+        self.check_range(at)?;
+        self.ack_through(at);
+        let to = Checkpoint::At(at.clone());
+        self.persist(|tenure| tenure.checkpoint(to.clone())).await?;
+        self.written(to);
+        Ok(())
+    }
+
+    fn check_range(&self, asked: &Position) -> Result<(), CheckpointError> {
+        let progress = self.progress();
+        let (least, most) =
+            (progress.stored.position().cloned(), progress.watermark.last_delivered().cloned());
+        let within = least.as_ref() <= Some(asked) && Some(asked) <= most.as_ref();
+        if within { Ok(()) } else { Err(CheckpointError::OutOfRange { asked: asked.clone(), least, most }) }
+    }
+
+    /// Tries a write a few times; throttling and time-outs are worth it.
+    pub(super) async fn persist(
+        &self,
+        make: impl Fn(&Tenure) -> Result<LeaseWrite, CheckpointGoesBack> + Send + Sync,
+    ) -> Result<(), CheckpointError> {
+        let mut delay = Duration::from_millis(50);
+        for attempt in 1.. {
+            match self.held.write(&make).await {
+                Ok(()) => return Ok(()),
+                Err(WriteError::Lost(why)) => return Err(CheckpointError::LeaseLost(why)),
+                Err(WriteError::GoesBack(error)) => return Err(CheckpointError::Unavailable(error.into())),
+                Err(WriteError::Unavailable(error)) if attempt == ATTEMPTS => {
+                    return Err(CheckpointError::Unavailable(error.into()));
+                }
+                Err(WriteError::Unavailable(_)) => clock::sleep(delay).await,
+            }
+            delay *= 2;
+        }
+        unreachable!("the last attempt returns")
+    }
+
+    /// Gives the lease up at the watermark. The holding ends in any case.
+    pub(super) async fn release(&self) -> Result<(), CheckpointError> {
+        let to = self.unwritten();
+        let result = self
+            .persist(|tenure| {
+                // The watermark may have been written meanwhile by a write in doubt.
+                let last = to.clone().filter(|to| *to > tenure.row().checkpoint);
+                tenure.release(last)
+            })
+            .await;
+        if let (Ok(()), Some(to)) = (&result, to) {
+            self.written(to);
+        }
+        self.held.lose(LeaseLost::Released);
+        result
+    }
+
+    /// Writes what is acknowledged and ends the holding, but leaves the lease in our name.
+    pub(super) async fn retain(&self) -> Result<(), CheckpointError> {
+        let result = match self.unwritten() {
+            Some(to) => self.persist(|tenure| forward(tenure, &to)).await,
+            None => Ok(()),
+        };
+        self.held.lose(LeaseLost::Released);
+        result
+    }
+
+    pub(super) fn set_finished(&self) {
+        self.progress().finished = true;
+    }
+
+    pub(super) fn is_finished(&self) -> bool {
+        self.progress().finished
+    }
+
+    /// Asks the user's side to stop until then. The first deadline stays.
+    pub(super) fn ask_to_drain(&self, until: Instant) {
+        self.drain.send_if_modified(|drain| {
+            let first = drain.is_none();
+            drain.get_or_insert(until);
+            first
+        });
+    }
+
+    /// Resolves with the deadline once a drain is asked for.
+    pub(super) async fn draining(&self) -> Instant {
+        let mut drain = self.drain.subscribe();
+        let asked = drain.wait_for(Option::is_some).await;
+        asked.ok().and_then(|until| *until).expect("the sender lives as long as the link")
+    }
+
+    /// Resolves once everything delivered is acknowledged.
+    pub(super) async fn idle(&self) {
+        loop {
+            let mut settled = pin!(self.settled.notified());
+            // From here on no ring is missed.
+            settled.as_mut().enable();
+            if self.unfinished() == 0 {
+                return;
+            }
+            settled.await;
+        }
+    }
+}
+
+/// The write that moves the checkpoint to `to`, or only renews if the row is there already.
+fn forward(tenure: &Tenure, to: &Checkpoint) -> Result<LeaseWrite, CheckpointGoesBack> {
+    if *to <= tenure.row().checkpoint { Ok(tenure.renewal()) } else { tenure.checkpoint(to.clone()) }
+}

@@ -1,0 +1,130 @@
+//! What is checked before a worker does anything: the health file, the stream, the permissions, the
+//! lease table, the worker's id. Nothing is written before the reading side has passed.
+
+use std::{
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rand::{Rng, seq::IndexedRandom};
+use tracing::{info, warn};
+
+use crate::{
+    clock,
+    config::{Config, LeaseTable},
+    core::{audit, backoff::Backoff, lease::Lease, shard::Shard},
+    error::WorkerError,
+    io::{BoxError, LeaseError, LeaseStore, RecordSource, ShardFilter, SourceError, StartFrom},
+    worker::{faults::Faults, renewer::cause},
+};
+
+/// How long AWS may be out of reach at start before the worker gives up and says so.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What the checks found.
+pub(super) struct Found {
+    /// The stream's identity, for new lease rows.
+    pub(super) identity: Arc<str>,
+    /// The table as it is.
+    pub(super) leases: Vec<Lease>,
+}
+
+/// Checks the stream, then the table.
+pub(super) async fn check(
+    config: &Config,
+    table: &str,
+    source: &dyn RecordSource,
+    store: &dyn LeaseStore,
+    rng: &mut impl Rng,
+) -> Result<Found, WorkerError> {
+    let until = clock::now() + PATIENCE;
+    let stream = patiently(until, rng, "describe the stream", || source.describe()).await?;
+    let listed = patiently(until, rng, "list the shards", || source.list_shards(ShardFilter::All)).await?;
+    let open: Vec<&Shard> = listed.iter().filter(|shard| shard.is_open()).collect();
+    if let Some(shard) = open.choose(rng) {
+        // Read permission is refused here, not when leases are held already.
+        patiently(until, rng, "read records", || async {
+            let iterator = source.open(&shard.id, &StartFrom::Latest).await?;
+            match source.read(&shard.id, &iterator, 1).await {
+                // Others read the shard too. That they may is all that matters.
+                Err(SourceError::Throttled { .. }) => Ok(()),
+                other => other.map(drop),
+            }
+        })
+        .await?;
+    }
+    let create = config.lease_table == LeaseTable::CreateIfMissing;
+    patiently(until, rng, "open the lease table", || store.open(create)).await?;
+    let leases = patiently(until, rng, "read the lease table", || store.list()).await?;
+    let identity = stream.identity();
+    if let Some(why) = audit::belongs_elsewhere(&leases, &listed, &identity) {
+        return Err(WorkerError::WrongTable { table: table.into(), why });
+    }
+    Ok(Found { identity, leases })
+}
+
+/// Errors that a start can meet.
+trait StartError: std::error::Error + Send + Sync + Sized + 'static {
+    /// The error to give up with, or this one back if it is worth trying again.
+    fn fatal(self) -> Result<WorkerError, Self>;
+}
+
+impl StartError for LeaseError {
+    fn fatal(self) -> Result<WorkerError, Self> {
+        Ok(match self {
+            Self::Denied { operation, source } => {
+                WorkerError::Denied { what: format!("{operation}: {}", cause(source.as_ref())), source }
+            }
+            Self::NoTable { table } => WorkerError::NoTable(table),
+            Self::WrongTable { table, why } => WorkerError::WrongTable { table, why },
+            other => return Err(other),
+        })
+    }
+}
+
+impl StartError for SourceError {
+    fn fatal(self) -> Result<WorkerError, Self> {
+        Ok(match self {
+            Self::Denied { operation, source } => {
+                WorkerError::Denied { what: format!("{operation}: {}", cause(source.as_ref())), source }
+            }
+            Self::NoStream { stream } => WorkerError::NoStream(stream),
+            other => return Err(other),
+        })
+    }
+}
+
+/// Tries until it works, a fatal error comes, or patience is over.
+async fn patiently<T, E: StartError, F: Future<Output = Result<T, E>>>(
+    until: Instant,
+    rng: &mut impl Rng,
+    what: &'static str,
+    mut call: impl FnMut() -> F,
+) -> Result<T, WorkerError> {
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    let mut faults = Faults::default();
+    loop {
+        let error = match call().await {
+            Ok(value) => {
+                if let Some(count) = faults.over() {
+                    info!(what, count, "succeeds now");
+                }
+                return Ok(value);
+            }
+            Err(error) => match error.fatal() {
+                Ok(fatal) => return Err(fatal),
+                Err(error) => error,
+            },
+        };
+        if faults.failed() {
+            warn!(what, %error, cause = cause(&error), "failed at start; trying again");
+        }
+        let delay = backoff.next(rng);
+        if clock::now() + delay >= until {
+            let what = format!("{what}: {}", cause(&error));
+            return Err(WorkerError::Unavailable { what, source: BoxError::from(error) });
+        }
+        clock::sleep(delay).await;
+    }
+}
