@@ -38,7 +38,7 @@ fn text(name: &str, default: &str) -> String {
 }
 
 fn epoch_millis() -> u128 {
-    let now: SystemTime = std::time::SystemTime::now();
+    let now = SystemTime::now();
     now.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()
 }
 
