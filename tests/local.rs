@@ -1,5 +1,6 @@
 //! What only the local servers have: faults, limits, page tokens, the metrics sink; and what the AWS
 //! adapter makes of answers that no healthy server gives.
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 #[path = "support/mod.rs"]
 mod support;

@@ -62,6 +62,7 @@ impl KinesisSource {
     ///
     /// Takes credentials, region and endpoint from `client`, but not its retries: there are none. Every
     /// call is given up after `call_timeout`, which should be well below `failover_time`.
+    #[expect(clippy::needless_pass_by_value, reason = "clients are handed over as everywhere in the SDK")]
     pub fn new(client: Client, stream: impl Into<String>, call_timeout: Duration) -> Self {
         let config = client.config();
         let timeouts = config.timeout_config().map_or_else(TimeoutConfig::builder, TimeoutConfig::to_builder);

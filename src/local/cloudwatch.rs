@@ -65,3 +65,23 @@ fn json(cbor: ciborium::Value) -> Value {
         _ => Value::Null,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_in_the_form_of_the_sdk_is_kept_as_json() {
+        // A map without a length, and in it a time with its tag.
+        let body = [&b"\xbf\x69Timestamp\xc1\xfb"[..], &1.5_f64.to_be_bytes(), b"\x64Unit\x65Count\xff"];
+        let sink = Sink::default();
+        assert_eq!(sink.call("PutMetricData", &body.concat()).status, 200);
+        assert_eq!(sink.bodies(), [serde_json::json!({ "Timestamp": 1.5, "Unit": "Count" })]);
+    }
+
+    #[test]
+    fn what_is_not_cbor_is_refused() {
+        assert_eq!(Sink::default().call("PutMetricData", b"\xff").status, 400);
+        assert_eq!(Sink::default().call("ListMetrics", b"\xa0").status, 400);
+    }
+}

@@ -1,6 +1,6 @@
 //! The HTTP side of the local servers: connections, routing by header or path, injected faults.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -20,6 +20,7 @@ use super::{
 };
 use crate::clock;
 
+const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 const KINESIS_TARGET: &str = "Kinesis_20131202.";
 
 /// What answers the requests.
@@ -49,10 +50,10 @@ pub(super) async fn serve(listener: TcpListener, router: Router, stop: Cancellat
                 Ok((stream, _)) => {
                     connections.spawn(serve_connection(stream, router.clone()));
                 }
-                // Out of file descriptors, most likely: the next connection may find one.
+                // Out of file descriptors, most likely: wait for one.
                 Err(error) => {
                     tracing::warn!(%error, "local server cannot accept");
-                    tokio::task::yield_now().await;
+                    clock::sleep(ACCEPT_PAUSE).await;
                 }
             },
         }

@@ -3,6 +3,7 @@
 mod lease_table;
 mod limits;
 pub(crate) mod model;
+pub(crate) mod numbers;
 mod stream;
 
 pub use self::{lease_table::MemoryLeaseStore, limits::Limits, stream::MemoryStream};

@@ -6,14 +6,14 @@
 //! [`MemoryStream`]: super::MemoryStream
 //! [`RecordSource`]: crate::io::RecordSource
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, SystemTime},
-};
+use std::{collections::VecDeque, time::Duration};
 
 use bytes::Bytes;
 
-use super::limits::{Limits, Window};
+use super::{
+    limits::{Limits, Window},
+    numbers::{self, equal_ranges, millis, sequence_number, shard_id, time},
+};
 use crate::{
     core::{
         record::Record,
@@ -58,8 +58,6 @@ pub(crate) enum Refusal {
     Expired { age: Duration },
     #[error("{0}")]
     Invalid(String),
-    #[error("{0}")]
-    InUse(String),
     #[error("{0}")]
     TooMuch(String),
 }
@@ -232,7 +230,7 @@ impl Model {
     pub(crate) fn open(&self, shard: &ShardId, from: &StartFrom, now: u64) -> Result<ShardIterator, Refusal> {
         let line = self.line(shard)?;
         let number = |sequence: &SequenceNumber| {
-            line.number_of(self.created, sequence).ok_or_else(|| {
+            numbers::record_number(self.created, line.index, sequence).ok_or_else(|| {
                 Refusal::Invalid(format!("StartingSequenceNumber {sequence} is invalid for shard {shard}"))
             })
         };
@@ -346,8 +344,7 @@ impl Model {
 
     fn line(&self, shard: &ShardId) -> Result<&Line, Refusal> {
         self.is_there()?;
-        let index = shard.as_str().strip_prefix("shardId-").and_then(|index| index.parse::<usize>().ok());
-        let line = index.and_then(|index| self.lines.get(index));
+        let line = numbers::shard_index(shard).and_then(|index| self.lines.get(index));
         let line = line.filter(|line| line.shard.id == *shard && !line.gone);
         line.ok_or_else(|| Refusal::NoShard { shard: shard.clone(), stream: self.name.clone() })
     }
@@ -418,14 +415,6 @@ impl Line {
         self.next - self.records.len() as u64
     }
 
-    /// The number of the record that has this sequence number, or would have.
-    fn number_of(&self, stream_created: u64, sequence: &SequenceNumber) -> Option<u64> {
-        let zero = sequence_number(stream_created, self.index, 0);
-        let prefix = &zero.as_str()[..zero.as_str().len() - COUNTER_DIGITS];
-        let counter = sequence.as_str().strip_prefix(prefix)?;
-        (counter.len() == COUNTER_DIGITS).then(|| counter.parse().ok())?
-    }
-
     /// The records from `number` on, and their bytes.
     fn page(&self, number: u64, limit: usize) -> (Vec<Record>, usize) {
         let start = number.saturating_sub(self.first()).min(self.records.len() as u64) as usize;
@@ -464,46 +453,4 @@ impl<'a> Cursor<'a> {
         };
         parts.next().is_none().then_some(cursor)
     }
-}
-
-const COUNTER_DIGITS: usize = 30;
-
-/// 56 digits, as AWS has them. Ordered by the stream's creation, then the shard's, then the record's: no
-/// two shards share a number, and a child's numbers follow its parents'.
-fn sequence_number(stream_created: u64, index: usize, number: u64) -> SequenceNumber {
-    let digits = format!("49{stream_created:015}{index:09}{number:0COUNTER_DIGITS$}");
-    digits.parse().expect("only digits")
-}
-
-fn shard_id(index: usize) -> ShardId {
-    format!("shardId-{index:012}").into()
-}
-
-/// The hash key space in `count` equal parts; the last takes what is left.
-fn equal_ranges(count: usize) -> Vec<HashKeyRange> {
-    let count = count.max(1) as u128;
-    // 2^128 / count, which is one more than (2^128 - 1) / count exactly where it leaves no rest.
-    let width = (u128::MAX / count).saturating_add(u128::from(count.is_power_of_two()));
-    (0..count)
-        .map(|i| HashKeyRange {
-            start: width.wrapping_mul(i),
-            end: if i + 1 == count { u128::MAX } else { width * (i + 1) - 1 },
-        })
-        .collect()
-}
-
-/// The hash key of a partition key. AWS: its MD5 as an integer.
-pub(crate) fn hash_key(partition_key: &str) -> u128 {
-    use md5::{Digest, Md5};
-    let digest: [u8; 16] = Md5::digest(partition_key.as_bytes()).into();
-    u128::from_be_bytes(digest)
-}
-
-/// Whole milliseconds since the epoch.
-pub(crate) fn millis(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64
-}
-
-pub(crate) fn time(millis: u64) -> SystemTime {
-    SystemTime::UNIX_EPOCH + Duration::from_millis(millis)
 }

@@ -13,7 +13,8 @@ use bytes::Bytes;
 
 use super::{
     limits::Limits,
-    model::{self, Model, Refusal, Settings},
+    model::{Model, Refusal},
+    numbers,
 };
 use crate::{
     clock,
@@ -65,7 +66,7 @@ impl MemoryStream {
     /// Without limits, with iterators that can be used for five minutes, and with an empty page at the
     /// end of a closed shard.
     pub fn new(name: &str, shards: usize) -> Self {
-        let now = model::millis(clock::wall());
+        let now = numbers::millis(clock::wall());
         let model = Model::new(name, shards, now);
         Self { state: Arc::new(Mutex::new(State { model, now, ahead: 0 })) }
     }
@@ -106,7 +107,7 @@ impl MemoryStream {
 
     /// Puts a record where its partition key belongs.
     pub fn put(&self, partition_key: &str, data: impl Into<Bytes>) -> (ShardId, SequenceNumber) {
-        self.put_to(model::hash_key(partition_key), partition_key, data)
+        self.put_to(numbers::hash_key(partition_key), partition_key, data)
     }
 
     /// Puts a record into the shard that serves `hash_key`. AWS: `ExplicitHashKey`.
@@ -189,7 +190,8 @@ impl MemoryStream {
         step(&mut state.model, now)
     }
 
-    pub(crate) fn with_settings(self, settings: Settings) -> Self {
+    #[cfg(feature = "local")]
+    pub(crate) fn with_settings(self, settings: super::model::Settings) -> Self {
         self.lock().model.settings = settings;
         self
     }
@@ -210,7 +212,7 @@ impl MemoryStream {
 
 impl State {
     fn tick(&mut self) -> u64 {
-        self.now = self.now.max(model::millis(clock::wall()) + self.ahead);
+        self.now = self.now.max(numbers::millis(clock::wall()) + self.ahead);
         self.now
     }
 }
@@ -226,7 +228,7 @@ impl RecordSource for MemoryStream {
     async fn describe(&self) -> Result<StreamDescription, SourceError> {
         self.step(|model, _| {
             model.is_there().map_err(|refusal| source_error(refusal, "describe the stream"))?;
-            Ok(StreamDescription { arn: model.arn(), created_at: model::time(model.created) })
+            Ok(StreamDescription { arn: model.arn(), created_at: numbers::time(model.created) })
         })
     }
 
@@ -260,7 +262,7 @@ fn source_error(refusal: Refusal, operation: &'static str) -> SourceError {
         Refusal::NoShard { shard, .. } => SourceError::NoShard(shard),
         Refusal::Expired { .. } => SourceError::ExpiredIterator,
         Refusal::Throttled { .. } => SourceError::Throttled { operation, source: refusal.into() },
-        Refusal::Invalid(_) | Refusal::InUse(_) | Refusal::TooMuch(_) => {
+        Refusal::Invalid(_) | Refusal::TooMuch(_) => {
             SourceError::Unavailable { operation, source: refusal.into() }
         }
     }

@@ -107,7 +107,6 @@ impl From<Refusal> for Refused {
             Refusal::Throttled { .. } => "ProvisionedThroughputExceededException",
             Refusal::Expired { .. } => "ExpiredIteratorException",
             Refusal::Invalid(_) => "InvalidArgumentException",
-            Refusal::InUse(_) => "ResourceInUseException",
             Refusal::TooMuch(_) => "LimitExceededException",
         };
         Self { code, message: refusal.to_string() }

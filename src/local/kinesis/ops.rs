@@ -14,7 +14,8 @@ use crate::{
         ShardIterator, StartFrom,
         memory::{
             MemoryStream,
-            model::{self, Model, Refusal},
+            model::{Model, Refusal},
+            numbers,
         },
     },
 };
@@ -51,7 +52,10 @@ impl Kinesis {
             given => given,
         };
         let shards = shards.ok_or_else(|| violates("shardCount", "Member must be at least 1"))?;
-        let exists = || Refusal::InUse(format!("Stream {name} under account 000000000000 already exists."));
+        let exists = || Refused {
+            code: "ResourceInUseException",
+            message: format!("Stream {name} under account 000000000000 already exists."),
+        };
         self.create(name, shards).ok_or_else(exists)?;
         Ok(empty(()))
     }
@@ -225,7 +229,7 @@ fn put(stream: &MemoryStream, data: &Blob, key: &str, hash_key: Option<&str>) ->
     if data.0.len() + key.len() > MAX_RECORD_BYTES {
         return Err(violates("data", "Member must have length less than or equal to 10485760"));
     }
-    let hash = hash_key.map_or_else(|| Ok(model::hash_key(key)), hash)?;
+    let hash = hash_key.map_or_else(|| Ok(numbers::hash_key(key)), hash)?;
     let data = data.0.clone();
     let (shard, sequence) = stream.step(|model, now| model.put(hash, key, data, true, now))?;
     Ok(json!({ "ShardId": shard, "SequenceNumber": sequence }))

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{
     HashKeyRange, Record, Shard,
-    io::memory::model::{millis, time},
+    io::memory::numbers::{millis, time},
 };
 
 /// Every field that an operation reads; what is absent is none.
