@@ -14,7 +14,8 @@ fn lines(folder: &str) -> Vec<(String, String)> {
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 let text = fs::read_to_string(&path).expect("readable");
                 let code = text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//"));
-                found.extend(code.map(|(n, line)| (format!("{}:{}", path.display(), n + 1), line.to_owned())));
+                found
+                    .extend(code.map(|(n, line)| (format!("{}:{}", path.display(), n + 1), line.to_owned())));
             }
         }
     }
@@ -39,7 +40,17 @@ fn none(offenders: &[String]) {
 
 #[test]
 fn the_rules_know_nothing_of_the_world() {
-    let world = ["tokio", "async ", ".await", "tracing", "aws_", "crate::io", "crate::worker", "crate::clock", "Mutex"];
+    let world = [
+        "tokio",
+        "async ",
+        ".await",
+        "tracing",
+        "aws_",
+        "crate::io",
+        "crate::worker",
+        "crate::clock",
+        "Mutex",
+    ];
     none(&offenders("core", &world, &[]));
     none(&offenders("core", &["crate::config", "crate::error", "crate::processing", "crate::local"], &[]));
 }

@@ -18,11 +18,11 @@ struct Seen(Arc<Mutex<BTreeMap<String, Vec<String>>>>);
 impl Seen {
     fn take(&self, record: &Record) {
         let data = String::from_utf8_lossy(record.data()).into_owned();
-        self.0.lock().unwrap().entry(record.partition_key().to_owned()).or_default().push(data);
+        self.0.lock().expect("no panic").entry(record.partition_key().to_owned()).or_default().push(data);
     }
 
     fn count(&self) -> usize {
-        self.0.lock().unwrap().values().map(Vec::len).sum()
+        self.0.lock().expect("no panic").values().map(Vec::len).sum()
     }
 
     async fn wait_for(&self, count: usize) {

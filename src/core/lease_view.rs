@@ -65,11 +65,6 @@ impl LeaseView {
         self.rows.insert(lease.key.clone(), Seen { lease, moved_at: now });
     }
 
-    /// Whether no lease is known.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
-
     /// All rows, by key.
     pub(crate) fn rows(&self) -> impl Iterator<Item = &Seen> {
         self.rows.values()

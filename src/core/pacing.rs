@@ -106,11 +106,6 @@ impl Pacing {
         self.rested = Some(now + self.backoff.next(rng));
     }
 
-    /// How many reads in a row were throttled or failed.
-    pub(crate) fn failures(&self) -> u32 {
-        self.backoff.failures()
-    }
-
     /// Ends the read under way and says when it began.
     fn answered(&mut self, now: Instant) -> Instant {
         let last = self.answers.back().copied().unwrap_or(now);
@@ -245,7 +240,7 @@ mod tests {
                     (reader.now - before - LATENCY).as_millis()
                 };
                 let mut waits: Vec<_> = (0..8).map(|_| wait(&mut reader, true)).collect();
-                assert_eq!(reader.pacing.failures(), 8);
+                assert_eq!(reader.pacing.backoff.failures(), 8);
                 waits.push(wait(&mut reader, false));
                 waits.push(wait(&mut reader, true));
                 waits.push(wait(&mut reader, true));

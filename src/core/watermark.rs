@@ -86,7 +86,8 @@ impl Watermark {
     }
 
     /// Whether the record is finished. Everything up to the watermark is.
-    pub(crate) fn is_acked(&self, position: &Position) -> bool {
+    #[cfg(test)]
+    fn is_acked(&self, position: &Position) -> bool {
         Some(position) <= self.done.as_ref()
             || self
                 .ring

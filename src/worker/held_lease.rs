@@ -96,10 +96,6 @@ impl HeldLease {
         Ok(Some((row, Self::new(tenure, store.clone(), failover_time))))
     }
 
-    pub(super) fn key(&self) -> &LeaseKey {
-        &self.key
-    }
-
     fn standing(&self) -> std::sync::MutexGuard<'_, Standing> {
         // Only plain data is behind this lock: a panic elsewhere leaves it whole.
         self.standing.lock().unwrap_or_else(PoisonError::into_inner)

@@ -135,11 +135,10 @@ impl<R: Rng> Reader<R> {
             self.link.health.touch();
             let bytes =
                 page.records.iter().map(|record| record.data().len() + record.partition_key().len()).sum();
-            let caught_up = page.behind.is_zero() || page.records.is_empty() && page.next.is_some();
-            pacing.on_page(clock::now(), bytes, caught_up && page.next.is_some());
+            // An empty page is no sign of the tip: gaps in a shard are read page by page.
+            pacing.on_page(clock::now(), bytes, page.behind.is_zero());
             // Twice the last page covers most next ones; a larger one is paid for after it was read.
             expected_bytes = (2 * bytes).clamp(64 * 1024, 10 << 20);
-            self.link.set_behind(page.behind);
 
             let (next, children, behind) = (page.next, page.children, page.behind);
             if let Some(last) = page.records.last() {

@@ -57,8 +57,6 @@ pub(super) struct ShardLink {
     pub(super) opened: CancellationToken,
     /// Records handed to the user's code, repeats included.
     pub(super) records: AtomicU64,
-    /// How far the last page ended behind the tip, in milliseconds; the largest number before the first.
-    behind_millis: AtomicU64,
     /// Whether a drain leaves the lease with this worker.
     pub(super) keep_on_drain: bool,
 }
@@ -105,7 +103,6 @@ impl ShardLink {
             let_go: CancellationToken::new(),
             opened: CancellationToken::new(),
             records: AtomicU64::new(0),
-            behind_millis: AtomicU64::new(u64::MAX),
             keep_on_drain,
         }
     }
@@ -132,19 +129,6 @@ impl ShardLink {
 
     pub(super) fn busy_since(&self) -> Option<Instant> {
         self.progress().busy_since
-    }
-
-    pub(super) fn set_behind(&self, behind: Duration) {
-        let millis = u64::try_from(behind.as_millis()).unwrap_or(u64::MAX - 1);
-        self.behind_millis.store(millis, Ordering::Relaxed);
-    }
-
-    /// How far the last page ended behind the tip; none before the first page.
-    pub(super) fn behind(&self) -> Option<Duration> {
-        match self.behind_millis.load(Ordering::Relaxed) {
-            u64::MAX => None,
-            millis => Some(Duration::from_millis(millis)),
-        }
     }
 
     /// Whether the user's side waits for records.
@@ -194,10 +178,6 @@ impl ShardLink {
     /// Everything up to here is acknowledged.
     pub(super) fn done(&self) -> Option<Position> {
         self.progress().watermark.done().cloned()
-    }
-
-    pub(super) fn last_delivered(&self) -> Option<Position> {
-        self.progress().watermark.last_delivered().cloned()
     }
 
     pub(super) fn unfinished(&self) -> usize {
