@@ -37,6 +37,7 @@ fn text(name: &str, default: &str) -> String {
     set(name).unwrap_or_else(|| default.into())
 }
 
+#[expect(clippy::disallowed_methods, reason = "a benchmark measures by the clock")]
 fn epoch_millis() -> u128 {
     let now = SystemTime::now();
     now.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()

@@ -157,4 +157,5 @@ fn steals(
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests begin at the present")]
 mod tests;

@@ -509,6 +509,7 @@ impl Tenure {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests begin at the present")]
 mod tests {
     use super::*;
 

@@ -117,6 +117,7 @@ impl Seen {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests begin at the present")]
 mod tests {
     use super::*;
     use crate::core::lease::Checkpoint;

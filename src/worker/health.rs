@@ -56,7 +56,7 @@ impl HealthFile {
                     }
                 }
                 Err(error) if faults.failed() => {
-                    warn!(path = %path.display(), %error, "health file not written")
+                    warn!(path = %path.display(), %error, "health file not written");
                 }
                 Err(_) => {}
             }

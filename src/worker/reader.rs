@@ -210,7 +210,7 @@ impl<R: Rng> Reader<R> {
             match self.parents_to_come(children).await {
                 Ok(parents) if parents.is_empty() => return,
                 Ok(parents) => {
-                    debug!(shard = %self.link.shard, ?parents, "waiting for another parent's lease")
+                    debug!(shard = %self.link.shard, ?parents, "waiting for another parent's lease");
                 }
                 Err(error) => debug!(shard = %self.link.shard, %error, "parents not checked; trying again"),
             }

@@ -38,7 +38,7 @@ fn table(text: &str) -> Table {
                 owner => lease.owner = Some(owner.into()),
             }
             if who.trim() == "expired" {
-                old.push(lease.clone())
+                old.push(lease.clone());
             }
             fresh.push(lease);
         }
