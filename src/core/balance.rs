@@ -27,8 +27,9 @@ pub(crate) struct Limits {
     pub(crate) max_steals: usize,
     /// How long a counter must stand still.
     pub(crate) failover_time: Duration,
-    /// How long a lease may stay free before it is claimed beyond the fair share: its peers may be at
-    /// their own limits, which nobody else knows. KCL: the "very old" rule, 3 x `failoverTimeMillis`.
+    /// How long a lease may stay free before it is claimed beyond the fair share: those below theirs may be
+    /// at their own limit, or stopping, which nobody else knows. KCL: the "very old" rule, 3 x
+    /// `failoverTimeMillis`.
     pub(crate) patience: Duration,
 }
 

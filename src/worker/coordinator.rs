@@ -222,7 +222,7 @@ impl Coordinator {
 
     async fn act(&mut self) -> Result<Instant, WorkerError> {
         self.touch_if_idle();
-        self.notice_losses().await;
+        self.notice_losses();
         self.repair().await?;
         let now = clock::now();
         self.avoided
@@ -233,7 +233,7 @@ impl Coordinator {
             max_leases: self.parts.config.max_leases_for_worker.unwrap_or(usize::MAX),
             max_steals: self.parts.config.max_leases_to_steal_at_one_time.unwrap_or(usize::MAX),
             failover_time: self.parts.config.failover_time,
-            patience: self.parts.config.failover_time,
+            patience: self.period() * 2,
         };
         let plan = balance::plan(&self.view, &self.parts.me, &held, &limits, now, &mut self.parts.rng);
         self.tell_left_over(&plan);
@@ -248,13 +248,19 @@ impl Coordinator {
         }
     }
 
-    /// When to look again: by the read budget, and when a peer's lease would expire.
-    fn next_look(&mut self) -> Instant {
+    /// The time between two looks that the read budget affords.
+    fn period(&self) -> Duration {
         let config = &self.parts.config;
         let units = (self.view.rows().count() as f64 * ROW_BYTES / READ_UNIT_BYTES).ceil().max(1.0);
         let afforded = Duration::from_secs_f64((units / config.scan_budget).min(3600.0));
-        let period = afforded.clamp(config.look_interval(), config.longest_look_interval());
+        afforded.clamp(config.look_interval(), config.longest_look_interval())
+    }
+
+    /// When to look again: by the read budget, and when a peer's lease would expire.
+    fn next_look(&mut self) -> Instant {
+        let period = self.period();
         let jitter = self.parts.rng.random_range(0.85..1.15);
+        let config = &self.parts.config;
         let now = clock::now();
         let usual = now + period.mul_f64(jitter);
         match self.view.next_expiry(&self.parts.me, config.failover_time, now) {
@@ -264,16 +270,11 @@ impl Coordinator {
         }
     }
 
-    /// Ends holdings that the table shows to be over, before their next write would find out.
-    async fn notice_losses(&mut self) {
+    /// Shows each holding its row.
+    fn notice_losses(&self) {
         for (key, link) in &self.links {
-            if link.held.why_lost().is_some() {
-                continue;
-            }
-            let Some(row) = self.view.get(key) else { continue };
-            if row.owner.as_ref() != Some(&self.parts.me) && row.counter > link.held.row().await.counter {
-                debug!(lease = %key, owner = ?row.owner, "the table shows another owner");
-                link.held.lose(LeaseLost::Stolen);
+            if let Some(row) = self.view.get(key) {
+                link.held.observe(row);
             }
         }
     }

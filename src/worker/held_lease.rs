@@ -162,6 +162,20 @@ impl HeldLease {
         .await
     }
 
+    /// Takes in the row as a look at the table showed it: another owner with a later counter ends the
+    /// holding before its next write would find out. A write under way will find out by itself.
+    pub(super) fn observe(&self, row: &Lease) {
+        let Ok(writer) = self.writer.try_lock() else { return };
+        let tenure = &writer.tenure;
+        if row.counter > tenure.row().counter
+            && row.holder() != Some(tenure.me())
+            && writer.in_doubt.is_empty()
+        {
+            debug!(lease = %self.key, owner = ?row.owner, "the table shows another owner");
+            self.lose(LeaseLost::Stolen);
+        }
+    }
+
     /// The row as this worker last wrote it, once no write is under way.
     pub(super) async fn row(&self) -> Lease {
         self.writer.lock().await.tenure.row().clone()
