@@ -83,7 +83,8 @@ pub struct Config {
     /// retry) before its lease is given up, so that another worker can try. Default 10 minutes.
     #[serde(with = "humantime_serde")]
     pub stall_timeout: Duration,
-    /// How long a stopping worker waits for work in hand. Default 20 s: Kubernetes kills after 30 s.
+    /// How long a worker that stops, or hands a lease over to another, waits for work in hand. Default 20 s:
+    /// Kubernetes kills after 30 s. A worker that asked for a lease takes it after this and `failover_time`.
     #[serde(with = "humantime_serde")]
     pub shutdown_timeout: Duration,
 

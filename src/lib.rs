@@ -47,7 +47,7 @@ pub use crate::{
     core::{
         balance::Reason as ClaimReason,
         lease::{
-            Checkpoint, CheckpointGoesBack, InvalidCheckpoint, Lease, LeaseKey, LeaseWrite, Mark,
+            Checkpoint, CheckpointGoesBack, HandOff, InvalidCheckpoint, Lease, LeaseKey, LeaseWrite, Mark,
             OwnerChange, PendingCheckpoint, Tenure, WorkerId,
         },
         record::{Batch, Record},

@@ -13,7 +13,7 @@ use std::{
 use rand::{Rng, seq::SliceRandom};
 
 use crate::core::{
-    lease::{LeaseKey, WorkerId},
+    lease::{HandOff, Lease, LeaseKey, WorkerId},
     lease_view::{LeaseView, Standing},
     shard_sync::is_startable,
 };
@@ -31,6 +31,20 @@ pub(crate) struct Limits {
     /// at their own limit, or stopping, which nobody else knows. KCL: the "very old" rule, 3 x
     /// `failoverTimeMillis`.
     pub(crate) patience: Duration,
+    /// How long a holder may take to hand a lease over before it is stolen from it. KCL:
+    /// `gracefulLeaseHandoffTimeoutMillis` and `failoverTimeMillis`, 40 s.
+    pub(crate) hand_off_timeout: Duration,
+}
+
+/// The worker that plans, and what only it knows.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Planner<'a> {
+    pub(crate) me: &'a WorkerId,
+    /// The leases for which it has a running task, whatever the table says of them: they are its load, and
+    /// are never claimed again.
+    pub(crate) held: &'a BTreeSet<LeaseKey>,
+    /// The leases that it asked for in this life.
+    pub(crate) asked: &'a BTreeMap<LeaseKey, HandOff>,
 }
 
 /// One lease to claim.
@@ -38,6 +52,8 @@ pub(crate) struct Limits {
 pub(crate) struct Claim {
     pub(crate) key: LeaseKey,
     pub(crate) reason: Reason,
+    /// To be asked for; its holder goes on until it has handed it over.
+    pub(crate) ask: bool,
 }
 
 /// Why a lease is claimed.
@@ -47,8 +63,13 @@ pub enum Reason {
     Free,
     /// Its holder had not been heard of for `failover_time`.
     Expired,
-    /// Its holder has more than its fair share.
+    /// Its holder had more than its fair share, and cannot hand over.
     Stolen {
+        /// That worker.
+        from: WorkerId,
+    },
+    /// Its holder had more than its fair share, and handed it over on request.
+    HandedOver {
         /// That worker.
         from: WorkerId,
     },
@@ -69,36 +90,55 @@ pub(crate) struct Plan {
     pub(crate) needed: usize,
 }
 
-/// Picks the leases `me` should claim, most urgent first; no more than its fair share and its limits.
+/// Picks the leases `planner` should claim, most urgent first; no more than its fair share and its limits.
 ///
-/// `held` are the leases for which this worker has a running task, whatever the table says of them:
-/// they are its load, and are never claimed again. Free and expired leases come first. Only when there
-/// are none, up to `limits.max_steals` are stolen from the busiest workers, never below their share.
+/// Free and expired leases come first. Only when there are none, up to `limits.max_steals` are asked for, or
+/// stolen where the holder cannot hand over, from the busiest workers and never below their share. A lease
+/// on its way counts as the load of the worker that it goes to.
 pub(crate) fn plan(
     view: &LeaseView,
-    me: &WorkerId,
-    held: &BTreeSet<LeaseKey>,
+    planner: Planner<'_>,
     limits: &Limits,
     now: Instant,
     rng: &mut impl Rng,
 ) -> Plan {
+    let me = planner.me;
     let mut open = Vec::new();
-    let mut loads: BTreeMap<WorkerId, Vec<LeaseKey>> = BTreeMap::new();
+    let mut arrived = Vec::new();
+    let mut loads: BTreeMap<WorkerId, Vec<&Lease>> = BTreeMap::new();
     let (mut total, mut mine) = (0, 0);
     for seen in view.rows().filter(|seen| is_startable(&seen.lease, |shard| view.get(&shard.into()))) {
-        let key = &seen.lease.key;
+        let (lease, key) = (&seen.lease, &seen.lease.key);
         let standing = seen.standing(limits.failover_time, now);
         if standing == Standing::Finished {
             continue;
         }
         total += 1;
+        let overdue = seen.asked_since().is_some_and(|since| now >= since + limits.hand_off_timeout);
         match standing {
-            _ if held.contains(key) => mine += 1,
+            // Asked for by another worker: its load already, though we still work on it.
+            _ if planner.held.contains(key) && lease.is_leaving(me) => {
+                loads.entry(lease.owner.clone().unwrap_or_else(|| me.clone())).or_default().push(lease);
+            }
+            _ if planner.held.contains(key) => mine += 1,
             Standing::Free { since } => open.push((key, Reason::Free, since)),
             Standing::Expired { since } => open.push((key, Reason::Expired, since)),
+            Standing::Held { by, .. } if lease.is_coming_to(me) => {
+                mine += 1;
+                if overdue && planner.asked.contains_key(key) {
+                    arrived.push(Claim { key: key.clone(), reason: Reason::Stolen { from: by }, ask: false });
+                }
+            }
+            Standing::Held { by, .. } if by == *me && planner.asked.contains_key(key) => {
+                mine += 1;
+                let from = planner.asked[key].from().clone();
+                arrived.push(Claim { key: key.clone(), reason: Reason::HandedOver { from }, ask: false });
+            }
             // Under our own name but not ours: another process may use it. Wait until it expires.
             Standing::Held { by, .. } if by == *me => {}
-            Standing::Held { by, .. } => loads.entry(by).or_default().push(key.clone()),
+            Standing::Held { by, .. } => {
+                loads.entry(lease.owner.clone().unwrap_or(by)).or_default().push(lease)
+            }
             Standing::Finished => {}
         }
     }
@@ -118,41 +158,50 @@ pub(crate) fn plan(
         if claims.len() >= room {
             left_over.push(key.clone());
         } else if within_share || overdue(&since) {
-            claims.push(Claim { key: key.clone(), reason });
+            claims.push(Claim { key: key.clone(), reason, ask: false });
         }
     }
     left_over.sort();
 
     if claims.is_empty() && left_over.is_empty() {
-        claims = steals(loads, mine, floor, share, limits.max_steals.min(room), rng);
+        let most = limits.max_steals.min(room);
+        claims = steals(loads, Share { me, mine, floor, share, most }, rng);
     }
     let needed = wanted.min(room);
-    Plan { claims, left_over, total, workers, needed }
+    arrived.append(&mut claims);
+    Plan { claims: arrived, left_over, total, workers, needed }
 }
 
-/// Takes from the busiest worker until the fair share or a limit is reached.
-fn steals(
-    mut loads: BTreeMap<WorkerId, Vec<LeaseKey>>,
-    mut mine: usize,
+/// What a worker that steals has and may have.
+struct Share<'a> {
+    me: &'a WorkerId,
+    mine: usize,
     floor: usize,
     share: usize,
     most: usize,
-    rng: &mut impl Rng,
-) -> Vec<Claim> {
+}
+
+/// Takes from the busiest worker until the fair share or a limit is reached.
+fn steals(loads: BTreeMap<WorkerId, Vec<&Lease>>, mut share: Share<'_>, rng: &mut impl Rng) -> Vec<Claim> {
     let mut claims = Vec::new();
-    for leases in loads.values_mut() {
+    let mut victims: Vec<_> = loads.into_iter().map(|(from, leases)| (from, leases.len(), leases)).collect();
+    victims.shuffle(rng);
+    for (_, _, leases) in &mut victims {
+        // What is on its way from one worker to another is not taken from either.
+        leases.retain(|lease| lease.checkpoint_owner.is_none());
         leases.shuffle(rng);
     }
-    let mut victims: Vec<_> = loads.into_iter().collect();
-    victims.shuffle(rng);
-    while claims.len() < most && mine < share {
-        let Some((from, leases)) = victims.iter_mut().max_by_key(|(_, leases)| leases.len()) else { break };
-        if leases.len() < mine + 2 || leases.len() <= floor {
+    while claims.len() < share.most && share.mine < share.share {
+        let Some((from, load, leases)) = victims.iter_mut().max_by_key(|(_, load, _)| *load) else { break };
+        if *load < share.mine + 2 || *load <= share.floor {
             break;
         }
-        let Some(key) = leases.pop() else { break };
-        claims.push(Claim { key, reason: Reason::Stolen { from: from.clone() } });
-        mine += 1;
+        let Some(lease) = leases.pop() else { break };
+        let (from, ask) = (from.clone(), lease.ask(share.me).is_some());
+        let reason = if ask { Reason::HandedOver { from } } else { Reason::Stolen { from } };
+        claims.push(Claim { key: lease.key.clone(), reason, ask });
+        *load -= 1;
+        share.mine += 1;
     }
     claims
 }

@@ -222,6 +222,9 @@ pub struct Lease {
     pub start_millis: Option<u64>,
     /// The stream that the row was made for. Ours alone; the Java KCL ignores it.
     pub stream: Option<Arc<str>>,
+    /// The worker that said, when it claimed the lease, that it hands leases over on request. Believed only
+    /// of the present owner: a Java KCL 2.x that takes the row leaves it as it was. Ours alone.
+    pub hands_over: Option<WorkerId>,
 }
 
 impl Lease {
@@ -241,6 +244,7 @@ impl Lease {
             throughput_kbps: None,
             start_millis: None,
             stream: None,
+            hands_over: None,
         }
     }
 
@@ -260,10 +264,38 @@ impl Lease {
         LeaseWrite {
             key: self.key.clone(),
             expected: self.counter,
+            handing_over: None,
             owner: OwnerChange::Set { owner: me.clone(), switched },
             mark: None,
             children: BTreeSet::new(),
         }
+    }
+
+    /// The request by which `me` asks the owner for the lease; none if the owner did not say that it hands
+    /// leases over, or is handing this one over already.
+    pub fn ask(&self, me: &WorkerId) -> Option<HandOff> {
+        let from = self.owner.clone().filter(|owner| owner != me)?;
+        let willing = self.hands_over.as_ref() == Some(&from) && self.checkpoint_owner.is_none();
+        willing.then(|| HandOff { key: self.key.clone(), from, to: me.clone(), withdraw: false })
+    }
+
+    /// Whether the lease is on its way to `me` from another worker.
+    pub fn is_coming_to(&self, me: &WorkerId) -> bool {
+        self.owner.as_ref() == Some(me) && self.checkpoint_owner.as_ref().is_some_and(|from| from != me)
+    }
+
+    /// Whether the lease is on its way from `me` to another worker.
+    pub fn is_leaving(&self, me: &WorkerId) -> bool {
+        self.checkpoint_owner.as_ref() == Some(me) && self.owner.as_ref().is_some_and(|to| to != me)
+    }
+
+    /// The row after `request` succeeded on it. The counter is the holder's and stays.
+    pub fn after_request(&self, request: &HandOff) -> Self {
+        let (owner, checkpoint_owner) = match request.withdraw {
+            false => (&request.to, Some(request.from.clone())),
+            true => (&request.from, None),
+        };
+        Self { owner: Some(owner.clone()), checkpoint_owner, ..self.clone() }
     }
 
     /// The row after `write` succeeded on it.
@@ -275,9 +307,11 @@ impl Lease {
             OwnerChange::Set { owner, switched } => {
                 row.owner = Some(owner.clone());
                 row.checkpoint_owner = None;
+                row.hands_over = Some(owner.clone());
                 row.owner_switches += u64::from(*switched);
             }
-            OwnerChange::Remove => row.owner = None,
+            OwnerChange::Remove => (row.owner, row.checkpoint_owner) = (None, None),
+            OwnerChange::Transfer => row.checkpoint_owner = None,
         }
         match &write.mark {
             None => {}
@@ -295,12 +329,63 @@ impl Lease {
     }
 }
 
+/// A request for a graceful hand-off, or its withdrawal. It names the next owner in the row and leaves the
+/// counter alone: the holder goes on renewing, finishes what is in hand, and transfers the lease. KCL:
+/// `initiateGracefulLeaseHandoff`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HandOff {
+    key: LeaseKey,
+    from: WorkerId,
+    to: WorkerId,
+    withdraw: bool,
+}
+
+impl HandOff {
+    /// The row to write.
+    pub fn key(&self) -> &LeaseKey {
+        &self.key
+    }
+
+    /// The holder that is asked.
+    pub fn from(&self) -> &WorkerId {
+        &self.from
+    }
+
+    /// The worker that wants the lease.
+    pub fn to(&self) -> &WorkerId {
+        &self.to
+    }
+
+    /// Whether an earlier request is taken back.
+    pub fn is_withdrawal(&self) -> bool {
+        self.withdraw
+    }
+
+    /// The same request, taken back.
+    pub fn withdrawn(self) -> Self {
+        Self { withdraw: true, ..self }
+    }
+
+    /// Whether `row` meets the condition of this request: the owner is the one that is asked and no
+    /// hand-off is pending; to take it back, this very hand-off is.
+    pub fn is_allowed_on(&self, row: &Lease) -> bool {
+        let state = (row.owner.as_ref(), row.checkpoint_owner.as_ref());
+        match self.withdraw {
+            false => state == (Some(&self.from), None),
+            true => state == (Some(&self.to), Some(&self.from)),
+        }
+    }
+}
+
 /// One conditional write to a lease row: it takes effect only if the counter still is
-/// [`expected`](LeaseWrite::expected) and no hand-off is pending, unless it claims the lease.
+/// [`expected`](LeaseWrite::expected) and the state of a hand-off is as the writer knows it, unless it
+/// claims the lease.
 #[derive(Clone, PartialEq, Debug)]
 pub struct LeaseWrite {
     key: LeaseKey,
     expected: u64,
+    /// The writer, if it is handing the lease over; none if no hand-off may be pending.
+    handing_over: Option<WorkerId>,
     owner: OwnerChange,
     mark: Option<Mark>,
     children: BTreeSet<ShardId>,
@@ -320,6 +405,8 @@ pub enum OwnerChange {
     },
     /// Removes it: anyone may claim the lease at once.
     Remove,
+    /// Completes a hand-off: the next owner, already named in the row, holds the lease from now on.
+    Transfer,
 }
 
 /// What a write does to the checkpoint.
@@ -342,6 +429,12 @@ impl LeaseWrite {
         self.expected
     }
 
+    /// The worker that must be handing the lease over; none if no hand-off may be pending. Of no meaning
+    /// for a claim.
+    pub fn handing_over(&self) -> Option<&WorkerId> {
+        self.handing_over.as_ref()
+    }
+
     /// What becomes of the owner.
     pub fn owner(&self) -> &OwnerChange {
         &self.owner
@@ -360,7 +453,7 @@ impl LeaseWrite {
     /// Whether `row` meets the condition of this write.
     pub fn is_allowed_on(&self, row: &Lease) -> bool {
         let claims = matches!(self.owner, OwnerChange::Set { .. });
-        row.counter == self.expected && (claims || row.checkpoint_owner.is_none())
+        row.counter == self.expected && (claims || row.checkpoint_owner == self.handing_over)
     }
 
     /// Whether `row`, read after this write failed or went unanswered, shows that it took effect for `me`.
@@ -368,20 +461,19 @@ impl LeaseWrite {
     /// A reply may be lost after the write was applied; the SDK or we then repeat it and meet our own
     /// counter.
     pub fn took_effect_on(&self, row: &Lease, me: &WorkerId) -> bool {
-        let owner = match &self.owner {
-            OwnerChange::Keep => Some(me),
-            OwnerChange::Set { owner, .. } => Some(owner),
-            OwnerChange::Remove => None,
+        // A request for the lease may have come after the write: it leaves the holder and the counter.
+        let owned = match &self.owner {
+            OwnerChange::Keep => row.holder() == Some(me),
+            OwnerChange::Set { owner, .. } => row.holder() == Some(owner),
+            OwnerChange::Remove => row.holder().is_none(),
+            OwnerChange::Transfer => row.holder().is_some_and(|holder| holder != me),
         };
         let marked = match &self.mark {
             None => true,
             Some(Mark::Done(checkpoint)) => row.checkpoint == *checkpoint,
             Some(Mark::Prepared(pending)) => row.pending.as_ref() == Some(pending),
         };
-        row.counter == self.expected + 1
-            && row.owner.as_ref() == owner
-            && row.checkpoint_owner.is_none()
-            && marked
+        row.counter == self.expected + 1 && owned && marked
     }
 }
 
@@ -443,6 +535,7 @@ impl Tenure {
         LeaseWrite {
             key: self.row.key.clone(),
             expected: self.row.counter,
+            handing_over: self.row.checkpoint_owner.clone(),
             owner: OwnerChange::Keep,
             mark: None,
             children: BTreeSet::new(),
@@ -482,7 +575,8 @@ impl Tenure {
         }
     }
 
-    /// The write that gives the lease up, with a last checkpoint if there is one to move.
+    /// The write that gives the lease up, with a last checkpoint if there is one to move: to the next owner
+    /// if one asked for it, else to anyone.
     ///
     /// # Errors
     /// If the last checkpoint is behind the stored one.
@@ -490,7 +584,8 @@ impl Tenure {
         if let Some(to) = &last {
             self.forward(to)?;
         }
-        Ok(LeaseWrite { mark: last.map(Mark::Done), owner: OwnerChange::Remove, ..self.write() })
+        let owner = if self.row.is_leaving(&self.me) { OwnerChange::Transfer } else { OwnerChange::Remove };
+        Ok(LeaseWrite { mark: last.map(Mark::Done), owner, ..self.write() })
     }
 
     fn forward(&self, to: &Checkpoint) -> Result<(), CheckpointGoesBack> {
@@ -498,6 +593,17 @@ impl Tenure {
             return Err(CheckpointGoesBack { asked: to.clone(), stored: self.row.checkpoint.clone() });
         }
         Ok(())
+    }
+
+    /// Takes note of a request for the lease, or of its withdrawal, as `row` shows it. Nothing changes
+    /// unless `row` is still that of this holding. Says whether it is.
+    pub fn notice(&mut self, row: &Lease) -> bool {
+        let ours = row.counter == self.row.counter && row.holder() == Some(&self.me);
+        if ours {
+            self.row.owner.clone_from(&row.owner);
+            self.row.checkpoint_owner.clone_from(&row.checkpoint_owner);
+        }
+        ours
     }
 
     /// Takes note that `write`, sent at `sent_at`, succeeded.
@@ -586,6 +692,46 @@ mod tests {
             Lease { checkpoint_owner: Some("a".into()), owner: Some("b".into()), ..tenure.row().clone() };
         assert!(!tenure.renewal().is_allowed_on(&row));
         assert!(row.claim(&"c".into()).is_allowed_on(&row));
+    }
+
+    #[test]
+    fn a_holder_that_is_asked_renews_and_then_transfers_in_one_write() {
+        let mut tenure = held("a");
+        let me = WorkerId::from("a");
+        let ask = tenure.row().ask(&"b".into()).expect("a hands over");
+        let asked = tenure.row().after_request(&ask);
+        assert_eq!((asked.counter, asked.holder()), (tenure.row().counter, Some(&me)));
+        assert!(!tenure.renewal().is_allowed_on(&asked), "the holder must find out");
+        assert!(tenure.notice(&asked));
+        assert!(tenure.renewal().is_allowed_on(&asked));
+        let transfer = tenure.release(Some(at(9))).expect("forward");
+        let after = asked.after(&transfer);
+        assert_eq!((after.owner.as_ref().map(WorkerId::as_str), &after.checkpoint_owner), (Some("b"), &None));
+        assert_eq!((&after.checkpoint, after.counter), (&at(9), asked.counter + 1));
+        assert!(transfer.took_effect_on(&after, &me));
+        assert!(tenure.row().ask(&"c".into()).is_none(), "one request at a time");
+    }
+
+    #[test]
+    fn only_a_worker_that_said_so_is_asked() {
+        let tenure = held("a");
+        let taken_by_java = Lease { owner: Some("java".into()), ..tenure.row().clone() };
+        assert!(taken_by_java.ask(&"b".into()).is_none());
+        assert!(tenure.row().ask(&"a".into()).is_none());
+    }
+
+    #[test]
+    fn a_request_can_be_withdrawn_until_the_lease_is_transferred() {
+        let tenure = held("a");
+        let ask = tenure.row().ask(&"b".into()).expect("a hands over");
+        let asked = tenure.row().after_request(&ask);
+        let withdrawal = ask.withdrawn();
+        assert!(withdrawal.is_allowed_on(&asked));
+        assert_eq!(&asked.after_request(&withdrawal), tenure.row());
+        let mut holder = held("a");
+        holder.notice(&asked);
+        let transferred = asked.after(&holder.release(None).expect("forward"));
+        assert!(!withdrawal.is_allowed_on(&transferred));
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub(crate) struct Seen {
     pub(crate) lease: Lease,
     /// When the present counter was first seen. Never before its holder sent it.
     moved_at: Instant,
+    /// When the present state of the hand-off was first seen.
+    asked_at: Instant,
 }
 
 /// Whether a lease can be claimed.
@@ -43,26 +45,28 @@ impl LeaseView {
     pub(crate) fn observe(&mut self, leases: Vec<Lease>, now: Instant) {
         let mut known = std::mem::take(&mut self.rows);
         for lease in leases {
-            let moved_at = match known.remove(&lease.key) {
+            let (mut moved_at, mut asked_at) = (now, now);
+            if let Some(seen) = known.remove(&lease.key) {
                 // A look may be stale and show an older counter again: that is no sign of life.
-                Some(seen) if seen.lease.counter > lease.counter && seen.lease.owner.is_some() => {
+                if seen.lease.counter > lease.counter && seen.lease.owner.is_some() {
                     self.rows.insert(lease.key.clone(), seen);
                     continue;
                 }
-                Some(seen)
-                    if seen.lease.counter == lease.counter && seen.lease.holder() == lease.holder() =>
-                {
-                    seen.moved_at
+                if seen.lease.counter == lease.counter && seen.lease.holder() == lease.holder() {
+                    moved_at = seen.moved_at;
                 }
-                _ => now,
-            };
-            self.rows.insert(lease.key.clone(), Seen { lease, moved_at });
+                let hand_off = |lease: &Lease| (lease.owner.clone(), lease.checkpoint_owner.clone());
+                if hand_off(&seen.lease) == hand_off(&lease) {
+                    asked_at = seen.asked_at;
+                }
+            }
+            self.rows.insert(lease.key.clone(), Seen { lease, moved_at, asked_at });
         }
     }
 
     /// Takes in a row that this worker has just written or read itself.
     pub(crate) fn note(&mut self, lease: Lease, now: Instant) {
-        self.rows.insert(lease.key.clone(), Seen { lease, moved_at: now });
+        self.rows.insert(lease.key.clone(), Seen { lease, moved_at: now, asked_at: now });
     }
 
     /// All rows, by key.
@@ -104,6 +108,11 @@ impl LeaseView {
 }
 
 impl Seen {
+    /// Since when the lease is on its way from one worker to another; none if it is not.
+    pub(crate) fn asked_since(&self) -> Option<Instant> {
+        self.lease.checkpoint_owner.as_ref().map(|_| self.asked_at)
+    }
+
     /// How the lease stands at `now`.
     pub(crate) fn standing(&self, failover_time: Duration, now: Instant) -> Standing {
         let until = self.moved_at + failover_time;

@@ -26,10 +26,10 @@ use tracing::{info, warn};
 
 use crate::{
     clock,
-    core::lease::{Lease, LeaseKey, LeaseWrite},
+    core::lease::{HandOff, Lease, LeaseKey, LeaseWrite},
     io::{
         BoxError, LeaseError, LeaseStore,
-        lease_item::{self, Item},
+        lease_item::{self, Expressions, Item},
     },
 };
 
@@ -180,6 +180,27 @@ impl fmt::Debug for DynamoDbLeaseStore {
     }
 }
 
+impl DynamoDbLeaseStore {
+    async fn update(
+        &self,
+        key: &LeaseKey,
+        change: Expressions,
+        operation: &'static str,
+    ) -> Result<(), LeaseError> {
+        let request = self.client.update_item().table_name(&self.table);
+        let request = request
+            .set_key(Some(lease_item::key(key)))
+            .update_expression(change.update)
+            .condition_expression(change.condition)
+            .set_expression_attribute_values(Some(change.values));
+        match request.send().await {
+            Ok(_) => Ok(()),
+            Err(error) if is_failed_condition(&error) => Err(LeaseError::Conflict(key.clone())),
+            Err(error) => Err(self.failed(operation, error)),
+        }
+    }
+}
+
 #[async_trait]
 impl LeaseStore for DynamoDbLeaseStore {
     async fn open(&self, create: bool) -> Result<(), LeaseError> {
@@ -236,18 +257,11 @@ impl LeaseStore for DynamoDbLeaseStore {
     }
 
     async fn write(&self, write: &LeaseWrite) -> Result<(), LeaseError> {
-        let change = lease_item::update(write);
-        let request = self.client.update_item().table_name(&self.table);
-        let request = request
-            .set_key(Some(lease_item::key(write.key())))
-            .update_expression(change.update)
-            .condition_expression(change.condition)
-            .set_expression_attribute_values(Some(change.values));
-        match request.send().await {
-            Ok(_) => Ok(()),
-            Err(error) if is_failed_condition(&error) => Err(LeaseError::Conflict(write.key().clone())),
-            Err(error) => Err(self.failed("write a lease", error)),
-        }
+        self.update(write.key(), lease_item::update(write), "write a lease").await
+    }
+
+    async fn hand_off(&self, request: &HandOff) -> Result<(), LeaseError> {
+        self.update(request.key(), lease_item::hand_off(request), "ask for a lease").await
     }
 
     async fn delete(&self, seen: &Lease) -> Result<bool, LeaseError> {

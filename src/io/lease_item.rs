@@ -14,7 +14,9 @@ use aws_sdk_dynamodb::{primitives::Blob, types::AttributeValue};
 use bytes::Bytes;
 
 use crate::core::{
-    lease::{Checkpoint, Lease, LeaseKey, LeaseWrite, Mark, OwnerChange, PendingCheckpoint, WorkerId},
+    lease::{
+        Checkpoint, HandOff, Lease, LeaseKey, LeaseWrite, Mark, OwnerChange, PendingCheckpoint, WorkerId,
+    },
     shard::{HashKeyRange, ShardId},
 };
 
@@ -42,6 +44,7 @@ const ENTITY_TYPE: &str = "entityType";
 const LEASE: &str = "LEASE";
 const START_MILLIS: &str = "startTimestampMillis";
 const STREAM: &str = "streamIdentity";
+const HANDS_OVER: &str = "handsOverWorker";
 
 /// A row that is a lease, but not one that can be understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -82,6 +85,7 @@ pub(crate) fn encode(lease: &Lease) -> Item {
     put(THROUGHPUT, lease.throughput_kbps.filter(|kbps| kbps.is_finite()).map(number));
     put(START_MILLIS, lease.start_millis.map(number));
     put(STREAM, lease.stream.as_deref().map(text));
+    put(HANDS_OVER, lease.hands_over.as_ref().map(|worker| text(worker.as_str())));
     item
 }
 
@@ -120,6 +124,7 @@ pub(crate) fn decode(item: &Item) -> Result<Option<Lease>, BadItem> {
         throughput_kbps: row.number::<f64>(THROUGHPUT)?.filter(|kbps| kbps.is_finite()),
         start_millis: row.count(START_MILLIS)?,
         stream: row.text(STREAM)?.map(Arc::from),
+        hands_over: row.worker(HANDS_OVER)?,
     }))
 }
 
@@ -141,8 +146,8 @@ pub(crate) struct Expressions {
 
 /// The update for a write, on condition that the row is as the writer saw it.
 ///
-/// No hand-off may be pending, unless the write claims the lease: a claim ends it. KCL: `renewLease`,
-/// `updateLease` and `takeLease` of `DynamoDBLeaseRefresher`.
+/// A hand-off must be pending or not as the writer knows it, unless the write claims the lease: a claim
+/// ends it. KCL: `renewLease`, `updateLease`, `takeLease` and `assignLease` of `DynamoDBLeaseRefresher`.
 pub(crate) fn update(write: &LeaseWrite) -> Expressions {
     let mut set = vec![format!("{COUNTER} = :counter")];
     let (mut remove, mut add) = (Vec::new(), String::new());
@@ -153,9 +158,11 @@ pub(crate) fn update(write: &LeaseWrite) -> Expressions {
     };
     match write.owner() {
         OwnerChange::Keep => {}
+        OwnerChange::Remove if write.handing_over().is_some() => remove.extend([OWNER, CHECKPOINT_OWNER]),
         OwnerChange::Remove => remove.push(OWNER),
+        OwnerChange::Transfer => remove.push(CHECKPOINT_OWNER),
         OwnerChange::Set { owner, switched } => {
-            set.push(format!("{OWNER} = :owner"));
+            set.push(format!("{OWNER} = :owner, {HANDS_OVER} = :owner"));
             value(":owner", text(owner.as_str()));
             remove.push(CHECKPOINT_OWNER);
             if *switched {
@@ -164,8 +171,13 @@ pub(crate) fn update(write: &LeaseWrite) -> Expressions {
             }
         }
     }
-    if !matches!(write.owner(), OwnerChange::Set { .. }) {
-        condition += &format!(" AND attribute_not_exists({CHECKPOINT_OWNER})");
+    match (write.owner(), write.handing_over()) {
+        (OwnerChange::Set { .. }, _) => {}
+        (_, None) => condition += &format!(" AND attribute_not_exists({CHECKPOINT_OWNER})"),
+        (_, Some(me)) => {
+            condition += &format!(" AND {CHECKPOINT_OWNER} = :me");
+            value(":me", text(me.as_str()));
+        }
     }
     match write.mark() {
         None => {}
@@ -198,6 +210,21 @@ pub(crate) fn update(write: &LeaseWrite) -> Expressions {
         update += &format!(" REMOVE {}", remove.join(", "));
     }
     update += &add;
+    Expressions { update, condition, values }
+}
+
+/// The update for a request for a lease, on condition of the owners alone: the counter is the holder's.
+/// KCL: `initiateGracefulLeaseHandoff`.
+pub(crate) fn hand_off(request: &HandOff) -> Expressions {
+    let values = [(":from", request.from()), (":to", request.to())];
+    let values = values.map(|(name, worker)| (name.to_owned(), text(worker.as_str()))).into();
+    let (update, condition) = if request.is_withdrawal() {
+        let update = format!("SET {OWNER} = :from REMOVE {CHECKPOINT_OWNER}");
+        (update, format!("{OWNER} = :to AND {CHECKPOINT_OWNER} = :from"))
+    } else {
+        let update = format!("SET {OWNER} = :to, {CHECKPOINT_OWNER} = :from");
+        (update, format!("{OWNER} = :from AND attribute_not_exists({CHECKPOINT_OWNER})"))
+    };
     Expressions { update, condition, values }
 }
 
@@ -338,10 +365,10 @@ mod tests {
             option::of(any::<[u128; 2]>().prop_map(|[a, b]| HashKeyRange { start: a.min(b), end: a.max(b) }));
         let extras =
             (range, option::of(0.0..1e9), option::of(count()), option::of("[a-z:]{1,9}".prop_map(Arc::from)));
-        let owners = (worker(), worker(), count());
+        let owners = (worker(), worker(), worker(), count());
         ("[ -~]{1,40}", count(), owners, checkpoint(), pending, shards(), shards(), extras).prop_map(
             |(key, counter, owners, checkpoint, pending, parents, children, extras)| {
-                let (owner, checkpoint_owner, owner_switches) = owners;
+                let (owner, checkpoint_owner, hands_over, owner_switches) = owners;
                 let (hash_range, throughput_kbps, start_millis, stream) = extras;
                 Lease {
                     key: key.into(),
@@ -357,6 +384,7 @@ mod tests {
                     throughput_kbps,
                     start_millis,
                     stream,
+                    hands_over,
                 }
             },
         )
@@ -384,7 +412,8 @@ mod tests {
         ]
     }
 
-    const NAMES: [&str; 18] = [
+    const NAMES: [&str; 19] = [
+        HANDS_OVER,
         KEY,
         COUNTER,
         OWNER,
@@ -458,6 +487,7 @@ mod tests {
                     text.split([' ', ',']).filter(|word| word.starts_with(':')).map(str::to_owned).collect();
                 let mut bound: Vec<_> = made.values.into_keys().collect();
                 named.sort_unstable();
+                named.dedup();
                 bound.sort_unstable();
                 prop_assert_eq!(named, bound, "{}", text);
             }
@@ -524,13 +554,35 @@ mod tests {
     }
 
     #[test]
+    fn a_hand_off_asks_transfers_and_is_taken_back_on_the_owners_alone() {
+        let row = Lease { owner: Some("a".into()), hands_over: Some("a".into()), ..least_lease() };
+        let ask = row.ask(&"b".into()).expect("a hands over");
+        let made = hand_off(&ask);
+        assert_eq!(made.update, "SET leaseOwner = :to, checkpointOwner = :from");
+        assert_eq!(made.condition, "leaseOwner = :from AND attribute_not_exists(checkpointOwner)");
+
+        let claim = row.claim(&"a".into());
+        let mut tenure = Tenure::begin(&row, &claim, crate::clock::now()).expect("a claim");
+        tenure.notice(&tenure.row().after_request(&ask));
+        let transfer = update(&tenure.release(None).expect("no checkpoint"));
+        assert_eq!(transfer.update, "SET leaseCounter = :counter REMOVE checkpointOwner");
+        assert_eq!(transfer.condition, "leaseCounter = :expected AND checkpointOwner = :me");
+        let end = update(&tenure.finish(BTreeSet::new()));
+        assert!(end.update.contains("REMOVE leaseOwner, checkpointOwner"), "{}", end.update);
+
+        let made = hand_off(&ask.withdrawn());
+        assert_eq!(made.update, "SET leaseOwner = :from REMOVE checkpointOwner");
+        assert_eq!(made.condition, "leaseOwner = :to AND checkpointOwner = :from");
+    }
+
+    #[test]
     fn an_update_says_what_the_kcl_says() {
         let row = Lease { counter: 7, owner: Some("a".into()), ..least_lease() };
         let claim = row.claim(&"b".into());
         let made = update(&claim);
         assert_eq!(
             made.update,
-            "SET leaseCounter = :counter, leaseOwner = :owner REMOVE checkpointOwner \
+            "SET leaseCounter = :counter, leaseOwner = :owner, handsOverWorker = :owner REMOVE checkpointOwner \
              ADD ownerSwitchesSinceCheckpoint :one"
         );
         assert_eq!(made.condition, "leaseCounter = :expected");

@@ -19,7 +19,7 @@ use std::{
 use async_trait::async_trait;
 
 use crate::core::{
-    lease::{Lease, LeaseKey, LeaseWrite},
+    lease::{HandOff, Lease, LeaseKey, LeaseWrite},
     record::Record,
     shard::{ChildShard, SequenceNumber, Shard, ShardId},
 };
@@ -56,6 +56,12 @@ pub trait LeaseStore: fmt::Debug + Send + Sync {
     /// [`LeaseError::Conflict`] if the row does not meet the condition, or is gone; nothing was written.
     /// After [`LeaseError::Unavailable`] the write may have been applied or not, or still be.
     async fn write(&self, write: &LeaseWrite) -> Result<(), LeaseError>;
+
+    /// Asks the holder for a lease, or takes the request back, without touching the counter.
+    ///
+    /// # Errors
+    /// [`LeaseError::Conflict`] if the row does not meet the condition, or is gone; nothing was written.
+    async fn hand_off(&self, request: &HandOff) -> Result<(), LeaseError>;
 
     /// Deletes the row if its counter is still that of `seen`. Says whether it did; false also if the
     /// row was gone.

@@ -14,7 +14,7 @@ use tokio::{
     sync::{Semaphore, mpsc},
     task::{JoinError, JoinSet},
 };
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     clock,
@@ -109,13 +109,18 @@ impl Consumer {
         {
             let mut reader = pin!(reader.run(self.start.clone()));
             let mut keeper = pin!(renewer::keep(&link, &self.config, &mut self.rng));
-            let mut reading = true;
+            let (mut reading, mut asked) = (true, false);
             loop {
                 select! {
                     biased;
                     _ = &mut keeper => break,
                     () = link.let_go.cancelled() => break,
                     () = past(&link) => break,
+                    () = link.held.asked(), if !asked => {
+                        asked = true;
+                        info!(shard = %link.shard, "another worker asks for the lease; handing it over");
+                        link.ask_to_drain(clock::now() + self.config.shutdown_timeout);
+                    }
                     ended = user.join_next(), if user_end.is_none() => user_end = ended,
                     () = &mut reader, if reading => reading = false,
                 }
@@ -166,17 +171,15 @@ impl Consumer {
             }
             _ if link.is_finished() => ExitHow::Finished,
             _ => match link.held.why_lost() {
-                None | Some(LeaseLost::Released) if link.keep_on_drain => ExitHow::Kept,
+                None | Some(LeaseLost::Released) if link.keep_on_drain && !link.held.is_asked() => {
+                    ExitHow::Kept
+                }
                 None | Some(LeaseLost::Released) => ExitHow::Released,
                 Some(why) => ExitHow::Lost(why),
             },
         };
         if link.held.why_lost().is_none() {
-            let result = match how {
-                ExitHow::Kept => link.retain().await,
-                _ => link.release().await,
-            };
-            if let Err(error) = result {
+            if let Err(error) = link.give_up().await {
                 debug!(shard = %link.shard, %error, "the lease was not released and will expire");
             }
         }

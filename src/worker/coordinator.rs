@@ -22,8 +22,8 @@ use crate::{
     core::{
         audit::{self, Coverage, HoleWatch},
         backoff::Backoff,
-        balance::{self, Claim, Limits, Plan},
-        lease::{Lease, LeaseKey, WorkerId},
+        balance::{self, Claim, Limits, Plan, Planner, Reason},
+        lease::{HandOff, Lease, LeaseKey, WorkerId},
         lease_view::LeaseView,
         shard::{HashKeyRange, ShardId},
         shard_sync::{self, Begin},
@@ -49,6 +49,10 @@ use crate::{
 const LOOKS_BEFORE_REPAIR: u32 = 3;
 /// Claims under way at one time.
 const CLAIMS_AT_ONCE: usize = 64;
+/// How often a lease that was asked for is looked at.
+const ASKED_INTERVAL: Duration = Duration::from_millis(150);
+/// How many of them at one time.
+const ASKED_AT_ONCE: usize = 8;
 /// A row is about this large; for the read budget.
 const ROW_BYTES: f64 = 512.0;
 /// One read unit of an eventually consistent scan.
@@ -77,6 +81,8 @@ pub(super) struct Coordinator {
     memory: Arc<Semaphore>,
     consumers: JoinMap<LeaseKey, Exit>,
     links: BTreeMap<LeaseKey, Arc<ShardLink>>,
+    /// Requests for leases that are still with their holders.
+    asked: BTreeMap<LeaseKey, HandOff>,
     /// Shards that the user's code could not go on with, until when to leave them to others.
     avoided: BTreeMap<LeaseKey, (Instant, Backoff)>,
     left_over: BTreeSet<LeaseKey>,
@@ -116,6 +122,7 @@ impl Coordinator {
             memory: Arc::new(reader::budget(parts.config.memory_budget)),
             consumers: JoinMap::new(),
             links: BTreeMap::new(),
+            asked: BTreeMap::new(),
             avoided: BTreeMap::new(),
             left_over: BTreeSet::new(),
             faults: Faults::default(),
@@ -190,6 +197,7 @@ impl Coordinator {
                     next = clock::now();
                 }
                 () = opened(opening.as_deref()), if !self.parts.ready.is_cancelled() => {}
+                () = clock::sleep(ASKED_INTERVAL), if !self.asked.is_empty() => self.look_at_asked().await?,
                 () = clock::sleep_until(next) => next = self.look().await?,
             }
         }
@@ -234,8 +242,10 @@ impl Coordinator {
             max_steals: self.parts.config.max_leases_to_steal_at_one_time.unwrap_or(usize::MAX),
             failover_time: self.parts.config.failover_time,
             patience: self.period() * 2,
+            hand_off_timeout: self.parts.config.shutdown_timeout + self.parts.config.failover_time,
         };
-        let plan = balance::plan(&self.view, &self.parts.me, &held, &limits, now, &mut self.parts.rng);
+        let planner = Planner { me: &self.parts.me, held: &held, asked: &self.asked };
+        let plan = balance::plan(&self.view, planner, &limits, now, &mut self.parts.rng);
         self.tell_left_over(&plan);
         let lost_race = self.claim(plan.claims).await?;
         self.clean_up().await;
@@ -361,6 +371,8 @@ impl Coordinator {
     /// Writes the claims and starts what was won. True if a race was lost.
     async fn claim(&mut self, claims: Vec<Claim>) -> Result<bool, WorkerError> {
         let mut lost_race = false;
+        let (requests, claims): (Vec<Claim>, Vec<Claim>) = claims.into_iter().partition(|claim| claim.ask);
+        self.ask(requests).await;
         let mut waiting = claims.into_iter();
         let mut under_way = JoinSet::new();
         loop {
@@ -396,6 +408,89 @@ impl Coordinator {
         }
     }
 
+    /// Asks holders for their leases. A request that fails or comes too late is made again at the next look.
+    async fn ask(&mut self, requests: Vec<Claim>) {
+        let mut under_way = JoinSet::new();
+        for request in requests {
+            let seen = self.view.get(&request.key).cloned();
+            let Some((seen, ask)) = seen.and_then(|seen| Some((seen.clone(), seen.ask(&self.parts.me)?)))
+            else {
+                continue;
+            };
+            let store = self.parts.store.clone();
+            under_way.spawn(async move {
+                let result = store.hand_off(&ask).await;
+                (seen, ask, result)
+            });
+        }
+        while let Some(done) = under_way.join_next().await {
+            let (seen, ask, result) = done.expect("requests do not panic and are not aborted");
+            match result {
+                Ok(()) => {
+                    info!(lease = %ask.key(), from = %ask.from(), "lease asked for");
+                    self.view.note(seen.after_request(&ask), clock::now());
+                    self.asked.insert(ask.key().clone(), ask);
+                }
+                Err(LeaseError::Conflict(_)) => {
+                    debug!(lease = %ask.key(), "the lease changed before it was asked for")
+                }
+                Err(error) => {
+                    // It may have been asked for all the same: the next look tells.
+                    debug!(lease = %ask.key(), %error, "lease not asked for");
+                    self.asked.insert(ask.key().clone(), ask);
+                }
+            }
+        }
+    }
+
+    /// Looks at leases that were asked for, and starts those that have been handed over.
+    async fn look_at_asked(&mut self) -> Result<(), WorkerError> {
+        let me = self.parts.me.clone();
+        let mut arrived = Vec::new();
+        let asked: Vec<HandOff> = self.asked.values().take(ASKED_AT_ONCE).cloned().collect();
+        for ask in asked {
+            let Ok(row) = self.parts.store.get(ask.key()).await else { continue };
+            match row {
+                Some(row) if row.is_coming_to(&me) => {}
+                Some(row) if row.holder() == Some(&me) && !row.is_finished() => {
+                    let reason = Reason::HandedOver { from: ask.from().clone() };
+                    arrived.push(Claim { key: row.key.clone(), reason, ask: false });
+                    self.view.note(row, clock::now());
+                }
+                // Ended, taken by another worker, or deleted: the rules of every look apply again.
+                _ => {
+                    self.asked.remove(ask.key());
+                }
+            }
+        }
+        self.claim(arrived).await.map(drop)
+    }
+
+    /// Takes requests back that have not been met: nobody would be there to take the leases.
+    async fn withdraw(&mut self) {
+        for (key, ask) in std::mem::take(&mut self.asked) {
+            let withdrawn = self.parts.store.hand_off(&ask.withdrawn()).await;
+            match withdrawn {
+                Ok(()) => debug!(lease = %key, "request withdrawn"),
+                // Handed over in this moment, perhaps: take it, and give it up with the others.
+                Err(_) => {
+                    let row = self.parts.store.get(&key).await;
+                    if let Ok(Some(row)) = row
+                        && row.owner.as_ref() == Some(&self.parts.me)
+                        && row.checkpoint_owner.is_none()
+                    {
+                        let (me, store) = (&self.parts.me, &self.parts.store);
+                        let claim = HeldLease::claim(&row, me, store, self.parts.config.failover_time).await;
+                        if let Ok(Some((_, held))) = claim {
+                            let released = held.write(|tenure| tenure.release(None)).await;
+                            debug!(lease = %key, released = released.is_ok(), "handed over too late");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
     /// The parents of a shard that has not begun whose rows were not in the last look.
     fn absent_parents(&self, lease: &Lease) -> Vec<LeaseKey> {
         if lease.checkpoint.position().is_some() {
@@ -407,6 +502,7 @@ impl Coordinator {
 
     fn start(&mut self, claim: Claim, row: Lease, held: HeldLease) {
         let parts = &mut self.parts;
+        self.asked.remove(&claim.key);
         info!(shard = %claim.key, reason = ?claim.reason, checkpoint = %row.checkpoint, "lease taken");
         self.view.note(row.clone(), clock::now());
         let configured = match parts.config.initial_position {
@@ -524,6 +620,7 @@ impl Coordinator {
     /// Lets every shard finish what is in hand and release its lease; bounded by `shutdown_timeout`.
     async fn drain(&mut self) {
         let until = clock::now() + self.parts.config.shutdown_timeout;
+        self.withdraw().await;
         for link in self.links.values() {
             link.ask_to_drain(until);
         }

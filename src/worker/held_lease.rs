@@ -32,6 +32,8 @@ pub(super) struct HeldLease {
     writer: tokio::sync::Mutex<Writer>,
     standing: Mutex<Standing>,
     ended: CancellationToken,
+    /// Another worker asked for the lease.
+    asked: CancellationToken,
 }
 
 #[derive(Debug)]
@@ -69,6 +71,7 @@ impl HeldLease {
             writer: tokio::sync::Mutex::new(Writer { tenure, in_doubt: Vec::new() }),
             standing: Mutex::new(standing),
             ended: CancellationToken::new(),
+            asked: CancellationToken::new(),
         }
     }
 
@@ -162,10 +165,23 @@ impl HeldLease {
         .await
     }
 
+    pub(super) fn is_asked(&self) -> bool {
+        self.asked.is_cancelled()
+    }
+
+    /// Resolves once another worker has asked for the lease.
+    pub(super) async fn asked(&self) {
+        self.asked.cancelled().await;
+    }
+
     /// Takes in the row as a look at the table showed it: another owner with a later counter ends the
-    /// holding before its next write would find out. A write under way will find out by itself.
+    /// holding, and a request for the lease is noticed, before the next write would find out. A write under
+    /// way will find out by itself.
     pub(super) fn observe(&self, row: &Lease) {
-        let Ok(writer) = self.writer.try_lock() else { return };
+        let Ok(mut writer) = self.writer.try_lock() else { return };
+        if writer.in_doubt.is_empty() && self.notice(&mut writer, row) {
+            return;
+        }
         let tenure = &writer.tenure;
         if row.counter > tenure.row().counter
             && row.holder() != Some(tenure.me())
@@ -222,12 +238,22 @@ impl HeldLease {
         }
     }
 
+    /// Whether `row` is that of this holding; takes in whether another worker asks for the lease.
+    fn notice(&self, writer: &mut Writer, row: &Lease) -> bool {
+        let ours = writer.tenure.notice(row);
+        if ours && row.is_leaving(writer.tenure.me()) {
+            self.asked.cancel();
+        }
+        ours
+    }
+
     /// Whether `write` is what the row now shows.
     fn is_settled(&self, writer: &Writer, write: &LeaseWrite) -> bool {
         write.took_effect_on(writer.tenure.row(), writer.tenure.me())
     }
 
-    /// After a failed condition: whether an earlier write of ours had been applied, and the lease is ours.
+    /// After a failed condition: whether the lease is ours all the same, because an earlier write of ours had
+    /// been applied or another worker has asked for it.
     async fn recover(&self, writer: &mut Writer) -> Result<bool, WriteError> {
         let row = self.store.get(&self.key).await.map_err(WriteError::Unavailable)?;
         let Some(row) = row else {
@@ -240,8 +266,10 @@ impl HeldLease {
             Some((write, sent_at)) => {
                 debug!(lease = %self.key, "a write had been applied although its reply was lost");
                 self.accept(writer, &write, sent_at);
+                self.notice(writer, &row);
                 Ok(true)
             }
+            None if self.notice(writer, &row) => Ok(true),
             None => {
                 self.lose(LeaseLost::Stolen);
                 Ok(false)

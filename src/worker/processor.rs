@@ -55,7 +55,7 @@ pub trait RecordProcessor: Send + 'static {
         async move { Ok(end.complete().await?) }
     }
 
-    /// The worker stops, and the lease is still held until [`Drain::deadline`]. By default what is
+    /// The worker stops, or hands the lease over to another, and the lease is still held until [`Drain::deadline`]. By default what is
     /// acknowledged is checkpointed and the lease released.
     fn draining(&mut self, drain: Drain) -> impl Future<Output = Result<Drained, Failure>> + Send {
         async move { Ok(drain.finish().await?) }
@@ -256,7 +256,7 @@ impl EndOfShard {
     }
 }
 
-/// A request to stop. Dropped without finishing it, the lease is given up at what is acknowledged.
+/// A request to stop: the worker stops, or hands the lease over to another. Dropped without finishing it, the lease is given up at what is acknowledged.
 #[derive(Debug)]
 #[must_use]
 pub struct Drain {
@@ -278,15 +278,12 @@ impl Drain {
         self.deadline
     }
 
-    /// Checkpoints what is acknowledged and gives the lease up, in one write.
+    /// Checkpoints what is acknowledged and gives the lease up, or hands it over, in one write.
     ///
     /// # Errors
     /// The lease is not held any more in any case; what was not written is processed again elsewhere.
     pub async fn finish(self) -> Result<Drained, CheckpointError> {
-        match self.link.keep_on_drain {
-            true => self.link.retain().await?,
-            false => self.link.release().await?,
-        }
+        self.link.give_up().await?;
         Ok(Drained(()))
     }
 

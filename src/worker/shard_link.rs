@@ -270,7 +270,15 @@ impl ShardLink {
         unreachable!("the last attempt returns")
     }
 
-    /// Gives the lease up at the watermark. The holding ends in any case.
+    /// Ends the holding as the worker's configuration says. A lease that was asked for is handed over.
+    pub(super) async fn give_up(&self) -> Result<(), CheckpointError> {
+        match self.keep_on_drain && !self.held.is_asked() {
+            true => self.retain().await,
+            false => self.release().await,
+        }
+    }
+
+    /// Gives the lease up at the watermark, or hands it over. The holding ends in any case.
     pub(super) async fn release(&self) -> Result<(), CheckpointError> {
         let to = self.unwritten();
         let result = self

@@ -10,7 +10,13 @@ use crate::core::{
 const FAILOVER: Duration = Duration::from_secs(10);
 
 fn limits() -> Limits {
-    Limits { max_leases: usize::MAX, max_steals: usize::MAX, failover_time: FAILOVER, patience: FAILOVER * 3 }
+    Limits {
+        max_leases: usize::MAX,
+        max_steals: usize::MAX,
+        failover_time: FAILOVER,
+        patience: FAILOVER * 3,
+        hand_off_timeout: FAILOVER * 4,
+    }
 }
 
 fn shard(n: usize) -> ShardId {
@@ -58,8 +64,13 @@ impl Table {
 
     fn plan(&self, me: &str, limits: &Limits) -> Plan {
         let rng = &mut StdRng::seed_from_u64(1);
-        plan(&self.view, &me.into(), &self.held_by(me), limits, self.now, rng)
+        by(&me.into(), &self.held_by(me), |planner| plan(&self.view, planner, limits, self.now, rng))
     }
+}
+
+/// A planner that has asked for nothing yet.
+fn by(me: &WorkerId, held: &BTreeSet<LeaseKey>, plan: impl FnOnce(Planner<'_>) -> Plan) -> Plan {
+    plan(Planner { me, held, asked: &BTreeMap::new() })
 }
 
 fn keys(plan: &Plan) -> Vec<usize> {
@@ -80,7 +91,7 @@ fn the_first_worker_takes_all_that_is_there() {
 #[test]
 fn free_and_expired_leases_are_claimed_before_any_is_stolen() {
     let plan = table("a: 1 2 3 4 5 | b: | expired: 6").plan("b", &limits());
-    assert_eq!(plan.claims, [Claim { key: (&shard(6)).into(), reason: Reason::Expired }]);
+    assert_eq!(plan.claims, [Claim { key: (&shard(6)).into(), reason: Reason::Expired, ask: false }]);
 }
 
 #[test]
@@ -95,6 +106,69 @@ fn a_joiner_steals_its_fair_share_at_once() {
     assert_eq!(plan.claims.len(), 2);
     assert!(plan.claims.iter().all(|claim| claim.reason == Reason::Stolen { from: "a".into() }));
     assert_eq!(plan.needed, 2);
+}
+
+/// `b` next to `a`, which holds four leases and hands them over on request.
+fn willing() -> Table {
+    let mut table = table("a: 1 2 3 4");
+    let willing = |lease: &Lease| Lease { hands_over: Some("a".into()), ..lease.clone() };
+    table.view.observe(table.view.leases().map(willing).collect(), table.now);
+    table
+}
+
+#[test]
+fn a_holder_that_hands_over_is_asked_and_not_robbed() {
+    let plan = willing().plan("b", &limits());
+    assert!(plan.claims.iter().all(|claim| claim.ask), "{plan:?}");
+    assert_eq!(plan.claims.len(), 2);
+}
+
+#[test]
+fn a_lease_on_its_way_counts_for_where_it_goes_and_is_taken_once_it_arrives() {
+    let mut table = willing();
+    let asked = |lease: &Lease| (lease.key.clone(), lease.ask(&"b".into()).expect("willing"));
+    let asks: BTreeMap<LeaseKey, HandOff> = table.view.leases().take(2).map(asked).collect();
+    let on_the_way =
+        |lease: &Lease| asks.get(&lease.key).map_or(lease.clone(), |ask| lease.after_request(ask));
+    table.view.observe(table.view.leases().map(on_the_way).collect(), table.now);
+    let held = BTreeSet::new();
+    let b = |view: &LeaseView, now| {
+        let planner = Planner { me: &"b".into(), held: &held, asked: &asks };
+        plan(view, planner, &limits(), now, &mut StdRng::seed_from_u64(1))
+    };
+    assert!(b(&table.view, table.now).claims.is_empty());
+    // The third worker sees two of two, and asks for nothing that is on its way.
+    assert!(keys(&table.plan("c", &limits())).iter().all(|n| *n > 2));
+
+    let arrived = |lease: &Lease| match asks.contains_key(&lease.key) {
+        true => Lease { checkpoint_owner: None, counter: 1, ..lease.clone() },
+        false => lease.clone(),
+    };
+    table.view.observe(table.view.leases().map(arrived).collect(), table.now);
+    let plan = b(&table.view, table.now);
+    assert_eq!(keys(&plan), [1, 2]);
+    assert!(
+        plan.claims.iter().all(|claim| claim.reason == Reason::HandedOver { from: "a".into() } && !claim.ask)
+    );
+}
+
+#[test]
+fn a_holder_that_takes_too_long_to_hand_over_is_robbed() {
+    let mut table = willing();
+    let lease = table.view.get(&(&shard(1)).into()).expect("a lease").clone();
+    let ask = lease.ask(&"b".into()).expect("willing");
+    let asks: BTreeMap<LeaseKey, HandOff> = [(lease.key.clone(), ask.clone())].into();
+    table.view.observe(vec![lease.after_request(&ask)], table.now);
+    let renewed = Lease { counter: 9, ..lease.after_request(&ask) };
+    let late = table.now + limits().hand_off_timeout;
+    table.view.observe(vec![renewed], late);
+    let held = BTreeSet::new();
+    let planner = Planner { me: &"b".into(), held: &held, asked: &asks };
+    let plan = plan(&table.view, planner, &limits(), late, &mut StdRng::seed_from_u64(1));
+    assert_eq!(
+        plan.claims,
+        [Claim { key: lease.key, reason: Reason::Stolen { from: "a".into() }, ask: false }]
+    );
 }
 
 #[test]
@@ -146,12 +220,13 @@ fn a_lease_left_free_for_long_is_claimed_beyond_the_fair_share() {
 #[test]
 fn a_lease_under_our_name_that_we_do_not_hold_is_claimed_only_once_expired() {
     let table = table("me: 1");
-    let rng = &mut StdRng::seed_from_u64(1);
     let claims = |now| {
-        plan(&table.view, &"me".into(), &BTreeSet::new(), &limits(), now, &mut StdRng::seed_from_u64(1))
-            .claims
+        by(&"me".into(), &BTreeSet::new(), |me| {
+            plan(&table.view, me, &limits(), now, &mut StdRng::seed_from_u64(1))
+        })
+        .claims
     };
-    assert!(plan(&table.view, &"me".into(), &BTreeSet::new(), &limits(), table.now, rng).claims.is_empty());
+    assert!(claims(table.now).is_empty());
     assert_eq!(claims(table.now + FAILOVER).len(), 1);
 }
 
@@ -189,7 +264,7 @@ fn settle(
                 .map(|(n, _)| (&shard(n)).into())
                 .collect();
             let limits = Limits { max_leases: *max, max_steals: steals, ..limits() };
-            let plan = plan(&view, &name(me).as_str().into(), &held, &limits, now, &mut rng);
+            let plan = by(&name(me).as_str().into(), &held, |me| plan(&view, me, &limits, now, &mut rng));
             let stolen = plan.claims.iter().filter(|c| matches!(c.reason, Reason::Stolen { .. })).count();
             assert!(stolen <= steals, "stole {stolen} of at most {steals}");
             for n in keys(&plan) {

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 
 use crate::{
     clock,
-    core::lease::{Lease, LeaseKey, LeaseWrite},
+    core::lease::{HandOff, Lease, LeaseKey, LeaseWrite},
     io::{LeaseError, LeaseStore},
 };
 
@@ -149,6 +149,16 @@ impl LeaseStore for MemoryLeaseStore {
         let row = match table.rows()?.get(write.key()) {
             Some(row) if write.is_allowed_on(row) => row.after(write),
             _ => return Err(LeaseError::Conflict(write.key().clone())),
+        };
+        table.replace(row.key.clone(), Some(row));
+        Ok(())
+    }
+
+    async fn hand_off(&self, request: &HandOff) -> Result<(), LeaseError> {
+        let mut table = self.lock();
+        let row = match table.rows()?.get(request.key()) {
+            Some(row) if request.is_allowed_on(row) => row.after_request(request),
+            _ => return Err(LeaseError::Conflict(request.key().clone())),
         };
         table.replace(row.key.clone(), Some(row));
         Ok(())
