@@ -82,3 +82,27 @@ async fn one_worker_reads_everything_and_releases_its_leases() {
     assert_eq!(report.records, 40);
     assert_eq!(report.released.len(), 4);
 }
+
+#[tokio::test]
+async fn children_are_read_after_a_parent_that_ends_with_an_empty_page() {
+    let aws = LocalAws::start().await.expect("servers");
+    let stream = aws.create_stream("stream", 2);
+    let put = |from: usize| {
+        for n in from..from + 20 {
+            aws.put("stream", &format!("key-{}", n % 8), format!("{n}"));
+        }
+    };
+    put(0);
+    let seen = Seen::default();
+    let worker = worker(&aws, "a", &seen);
+    let handle = worker.handle();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(worker.run());
+    seen.wait_for(20).await;
+    stream.update_shard_count(4);
+    put(20);
+    seen.wait_for(40).await;
+    handle.shutdown().await;
+    let report = tasks.join_next().await.expect("a task").expect("no panic").expect("no error");
+    assert_eq!((report.finished.len(), report.released.len()), (2, 4));
+}

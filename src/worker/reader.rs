@@ -147,7 +147,10 @@ impl<R: Rng> Reader<R> {
             let records = self.expand(page.records, &mut place.through);
             let ended = next.is_none();
             iterator = next;
-            if !records.is_empty() {
+            if records.is_empty() {
+                // Kept, it would leave no place in the queue for the end of the shard.
+                drop(slot);
+            } else {
                 slot.send(Fetched::Batch(Batch::new(records, behind), settle(permit, bytes, &self.memory)));
             }
             if ended {
