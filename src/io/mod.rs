@@ -4,6 +4,8 @@
 //! `tests/` that both pass. Implement them to run the same worker on another store.
 
 mod dynamodb;
+#[cfg(any(test, feature = "test-util"))]
+pub mod faulty;
 mod kinesis;
 mod lease_item;
 #[cfg(any(test, feature = "test-util"))]
