@@ -1,1 +1,333 @@
+use std::{
+    collections::BTreeSet,
+    future::pending,
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+};
 
+use tokio::task::JoinSet;
+
+use super::*;
+use crate::{
+    core::{
+        lease::{Checkpoint, WorkerId},
+        shard::Position,
+    },
+    io::{
+        faulty::{Fault, Faults, FaultyLeaseStore, Op},
+        memory::MemoryLeaseStore,
+    },
+};
+
+const FAILOVER: Duration = Duration::from_secs(10);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A lease of worker `me`, the table that it is in, and the faults on the way there.
+struct Held {
+    table: MemoryLeaseStore,
+    faults: Faults,
+    lease: Arc<HeldLease>,
+}
+
+async fn held() -> Held {
+    let table = MemoryLeaseStore::new();
+    let row = Lease::new(&"shardId-0".into(), Checkpoint::TrimHorizon);
+    table.put_row(row.clone());
+    let faults = Faults::new(1);
+    let store: Arc<dyn LeaseStore> = Arc::new(FaultyLeaseStore::new(table.clone(), faults.clone()));
+    let claimed = HeldLease::claim(&row, &"me".into(), &store, FAILOVER).await;
+    let (_, lease) = claimed.expect("no error").expect("won");
+    Held { table, faults, lease: Arc::new(lease) }
+}
+
+impl Held {
+    fn row(&self) -> Lease {
+        self.table.rows().remove(0)
+    }
+
+    async fn renew(&self) -> Result<(), WriteError> {
+        self.lease.write(|tenure| Ok(tenure.renewal())).await
+    }
+
+    async fn checkpoint(&self, number: u64) -> Result<(), WriteError> {
+        self.lease.write(|tenure| tenure.checkpoint(at(number))).await
+    }
+
+    /// Another worker takes the lease.
+    async fn steal(&self) {
+        self.table.write(&self.row().claim(&"thief".into())).await.expect("nobody else writes");
+    }
+}
+
+fn at(number: u64) -> Checkpoint {
+    Checkpoint::At(Position::at(number.to_string().parse().expect("digits")))
+}
+
+fn lost(result: Result<(), WriteError>) -> LeaseLost {
+    match result {
+        Err(WriteError::Lost(why)) => why,
+        other => panic!("not lost: {other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_whose_reply_was_lost_is_a_holding() {
+    let table = MemoryLeaseStore::new();
+    let row = Lease::new(&"shardId-0".into(), Checkpoint::TrimHorizon);
+    table.put_row(row.clone());
+    let faults = Faults::new(1);
+    faults.next(Op::WriteLease, 1, Fault::LostReply);
+    let store: Arc<dyn LeaseStore> = Arc::new(FaultyLeaseStore::new(table.clone(), faults));
+    let claimed = HeldLease::claim(&row, &"me".into(), &store, FAILOVER).await;
+    let (row, _) = claimed.expect("no error").expect("won");
+    assert_eq!([row], table.rows()[..]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_another_worker_beat_is_a_lost_race() {
+    let table = MemoryLeaseStore::new();
+    let row = Lease::new(&"shardId-0".into(), Checkpoint::TrimHorizon);
+    table.put_row(row.after(&row.claim(&"thief".into())));
+    let store: Arc<dyn LeaseStore> = Arc::new(table);
+    assert!(HeldLease::claim(&row, &"me".into(), &store, FAILOVER).await.expect("no error").is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_whose_reply_was_lost_is_recognised_by_the_next_one() {
+    let held = held().await;
+    held.faults.next(Op::WriteLease, 1, Fault::LostReply);
+    assert!(matches!(held.renew().await, Err(WriteError::Unavailable(_))));
+    held.renew().await.expect("the first was ours");
+    assert_eq!(held.lease.row().await, held.row());
+    held.renew().await.expect("the counter is known again");
+    assert_eq!(held.lease.why_lost(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_lost_replies_in_a_row_are_recognised() {
+    let held = held().await;
+    held.faults.next(Op::WriteLease, 1, Fault::Unavailable);
+    held.faults.next(Op::WriteLease, 1, Fault::LostReply);
+    for _ in 0..2 {
+        assert!(matches!(held.renew().await, Err(WriteError::Unavailable(_))));
+    }
+    // The reply to the reading back may be lost too.
+    held.faults.next(Op::GetLease, 2, Fault::LostReply);
+    for _ in 0..2 {
+        assert!(matches!(held.renew().await, Err(WriteError::Unavailable(_))));
+    }
+    held.checkpoint(5).await.expect("still ours");
+    assert_eq!(held.row().checkpoint, at(5));
+    assert_eq!(held.lease.row().await, held.row());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_whose_reply_was_lost_is_success_and_is_not_written_again() {
+    let held = held().await;
+    held.faults.next(Op::WriteLease, 1, Fault::LostReply);
+    assert!(matches!(held.checkpoint(7).await, Err(WriteError::Unavailable(_))));
+    let written = held.row();
+    assert_eq!(written.checkpoint, at(7));
+    held.checkpoint(7).await.expect("success");
+    assert_eq!(held.row(), written, "recognised, not repeated");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_theft_with_nothing_in_doubt_is_a_loss() {
+    let held = held().await;
+    held.steal().await;
+    assert_eq!(lost(held.renew().await), LeaseLost::Stolen);
+    assert_eq!(held.lease.lost().await, LeaseLost::Stolen);
+    let row = held.row();
+    assert_eq!(lost(held.checkpoint(9).await), LeaseLost::Stolen);
+    assert_eq!(held.row(), row, "no write after a loss");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_theft_with_a_write_in_doubt_is_a_loss_whether_or_not_the_write_was_applied() {
+    for fault in [Fault::Unavailable, Fault::LostReply] {
+        let held = held().await;
+        held.faults.next(Op::WriteLease, 1, fault);
+        assert!(matches!(held.checkpoint(7).await, Err(WriteError::Unavailable(_))));
+        held.steal().await;
+        assert_eq!(lost(held.checkpoint(8).await), LeaseLost::Stolen, "{fault:?}");
+        assert_ne!(held.row().checkpoint, at(8));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deleted_row_is_a_loss() {
+    let held = held().await;
+    held.table.remove_row(&held.row().key);
+    assert_eq!(lost(held.renew().await), LeaseLost::Deleted);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deleted_table_is_a_loss() {
+    let held = held().await;
+    held.table.drop_table();
+    assert_eq!(lost(held.renew().await), LeaseLost::Deleted);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_holding_ends_failover_time_after_the_last_success_was_sent() {
+    let held = held().await;
+    let start = clock::now();
+    held.faults.next(Op::WriteLease, 1, Fault::DelayedReply(3 * SECOND));
+    held.renew().await.expect("slow, but done");
+    held.faults.cut();
+    assert_eq!(held.lease.lost().await, LeaseLost::Expired);
+    assert_eq!(clock::now() - start, FAILOVER, "not from when the reply came");
+    held.faults.heal();
+    assert_eq!(lost(held.renew().await), LeaseLost::Expired);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_moves_the_end_of_the_holding() {
+    let held = held().await;
+    let start = clock::now();
+    let lost = held.lease.lost();
+    tokio::pin!(lost);
+    assert!(tokio::time::timeout(6 * SECOND, &mut lost).await.is_err());
+    held.renew().await.expect("renewed");
+    assert_eq!(lost.await, LeaseLost::Expired);
+    assert_eq!(clock::now() - start, 6 * SECOND + FAILOVER);
+}
+
+#[tokio::test(start_paused = true)]
+async fn guarded_work_is_dropped_at_the_deadline_and_never_polled_again() {
+    let held = held().await;
+    let (polls, last_poll) = (AtomicU32::new(0), Mutex::new(clock::now()));
+    let end = held.lease.valid_until();
+    let work = async {
+        loop {
+            polls.fetch_add(1, Relaxed);
+            *last_poll.lock().unwrap() = clock::now();
+            clock::sleep(SECOND / 3).await;
+        }
+    };
+    let why = held.lease.guard::<_>(work).await.map(|()| ());
+    assert_eq!(why, Err(LeaseLost::Expired));
+    assert_eq!(clock::now(), end);
+    assert!(*last_poll.lock().unwrap() < end);
+    let polled = polls.load(Relaxed);
+    clock::sleep(FAILOVER).await;
+    assert_eq!(polls.load(Relaxed), polled);
+}
+
+#[tokio::test(start_paused = true)]
+async fn guarded_work_that_wakes_after_the_clock_jumped_is_not_polled() {
+    let held = held().await;
+    let woken = tokio::sync::Notify::new();
+    let ran_on = AtomicU32::new(0);
+    let work = async {
+        woken.notified().await;
+        ran_on.fetch_add(1, Relaxed);
+    };
+    let frozen = async {
+        // The process stands still, and everything that is due comes at once.
+        tokio::time::advance(FAILOVER * 6).await;
+        woken.notify_one();
+    };
+    let (guarded, ()) = tokio::join!(biased; held.lease.guard(work), frozen);
+    assert_eq!(guarded, Err(LeaseLost::Expired));
+    assert_eq!(ran_on.load(Relaxed), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn guarded_work_is_not_begun_without_the_lease_and_is_finished_with_it() {
+    let held = held().await;
+    assert_eq!(held.lease.guard(async { 7 }).await, Ok(7));
+    held.lease.lose(LeaseLost::Stolen);
+    let guarded = held.lease.guard(async { unreachable!("the lease is gone") }).await;
+    assert_eq!(guarded.map(|(): ()| ()), Err(LeaseLost::Stolen));
+}
+
+#[tokio::test(start_paused = true)]
+async fn guarded_work_is_dropped_when_the_lease_is_stolen() {
+    let held = held().await;
+    let start = clock::now();
+    let thief = async {
+        clock::sleep(SECOND).await;
+        held.steal().await;
+        held.renew().await.expect_err("stolen");
+    };
+    let (guarded, ()) = tokio::join!(held.lease.guard(pending::<()>()), thief);
+    assert_eq!((guarded, clock::now() - start), (Err(LeaseLost::Stolen), SECOND));
+}
+
+#[tokio::test(start_paused = true)]
+async fn renewals_and_checkpoints_at_one_time_never_conflict_with_each_other() {
+    let held = held().await;
+    held.faults.chance(Op::WriteLease, 0.2, Fault::Delay(SECOND / 20));
+    held.faults.chance(Op::WriteLease, 0.2, Fault::DelayedReply(SECOND / 20));
+    held.faults.chance(Op::WriteLease, 0.1, Fault::LostReply);
+    held.faults.chance(Op::WriteLease, 0.1, Fault::Unavailable);
+    let highest = Arc::new(Mutex::new(0));
+    let mut writers = JoinSet::new();
+    for writer in 0..10_u64 {
+        let (lease, highest) = (held.lease.clone(), highest.clone());
+        writers.spawn(async move {
+            for n in 0..50 {
+                clock::sleep(Duration::from_millis(1 + (writer * 7 + n * 13) % 20)).await;
+                let result = if writer % 2 == 0 {
+                    lease.write(|tenure| Ok(tenure.renewal())).await
+                } else {
+                    lease
+                        .write(|tenure| {
+                            let next = tenure.row().checkpoint.position().map_or(1, |at| {
+                                at.sequence.as_str().parse::<u64>().expect("a small number") + 1
+                            });
+                            *highest.lock().unwrap() = next;
+                            tenure.checkpoint(at(next))
+                        })
+                        .await
+                };
+                assert!(matches!(result, Ok(()) | Err(WriteError::Unavailable(_))), "{result:?}");
+            }
+        });
+    }
+    while let Some(writer) = writers.join_next().await {
+        writer.expect("no conflict");
+    }
+    held.faults.heal();
+    held.renew().await.expect("still ours");
+    assert_eq!(held.lease.row().await, held.row());
+    let highest = *highest.lock().unwrap();
+    assert!([at(highest), at(highest - 1)].contains(&held.row().checkpoint));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_its_caller_drops_leaves_the_lease_usable() {
+    let dropped = |held: Held, fault| async move {
+        held.faults.next(Op::WriteLease, 1, fault);
+        let write = tokio::time::timeout(SECOND, held.checkpoint(7)).await;
+        assert!(write.is_err(), "dropped while it waits");
+        held
+    };
+    // Dropped before it took effect, and after.
+    let held_before = dropped(held().await, Fault::Delay(2 * SECOND)).await;
+    held_before.checkpoint(6).await.expect("the dropped one was never made");
+    assert_eq!(held_before.row().checkpoint, at(6));
+    let held_after = dropped(held().await, Fault::DelayedReply(2 * SECOND)).await;
+    held_after.checkpoint(8).await.expect("the dropped one is recognised");
+    assert_eq!(held_after.row().checkpoint, at(8));
+    assert_eq!(held_after.lease.why_lost(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_whose_reply_was_lost_is_recognised() {
+    let held = held().await;
+    held.faults.next(Op::WriteLease, 1, Fault::LostReply);
+    let release = |tenure: &Tenure| tenure.release(Some(at(9)));
+    held.lease.write(release).await.expect_err("no reply");
+    held.lease.write(release).await.expect("done already");
+    assert_eq!((held.row().owner, held.row().checkpoint), (None, at(9)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_namesake_is_a_thief_like_any_other() {
+    let held = held().await;
+    let me: WorkerId = "me".into();
+    held.table.write(&held.row().claim(&me)).await.expect("allowed");
+    assert_eq!(lost(held.renew().await), LeaseLost::Stolen);
+}
