@@ -261,7 +261,11 @@ impl HeldLease {
             return Ok(false);
         };
         let me = writer.tenure.me().clone();
-        let ours = writer.in_doubt.iter().find(|(write, _)| write.took_effect_on(&row, &me)).cloned();
+        let applied = |doubt: &&(LeaseWrite, Instant)| doubt.0.took_effect_on(&row, &me);
+        // A renewal changes nothing that a checkpoint in doubt beside it might not have changed too: taken
+        // for a renewal, that checkpoint could be written back. Of several that fit, the first sent.
+        let marked = writer.in_doubt.iter().filter(|(write, _)| write.mark().is_some());
+        let ours = marked.chain(&writer.in_doubt).find(applied).cloned();
         match ours {
             Some((write, sent_at)) => {
                 debug!(lease = %self.key, "a write had been applied although its reply was lost");

@@ -132,6 +132,29 @@ async fn a_checkpoint_whose_reply_was_lost_is_success_and_is_not_written_again()
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_checkpoint_in_doubt_beside_a_renewal_in_doubt_is_never_written_back() {
+    for checkpoint_first in [true, false] {
+        let held = held().await;
+        let (first, second) = (Fault::Unavailable, Fault::LostReply);
+        if checkpoint_first {
+            held.faults.next(Op::WriteLease, 1, second);
+            held.faults.next(Op::WriteLease, 1, Fault::Delay(FAILOVER / 10));
+            held.checkpoint(7).await.expect_err("no reply");
+            let dropped = tokio::time::timeout(FAILOVER / 20, held.renew()).await;
+            dropped.expect_err("given up before it is sent");
+        } else {
+            held.faults.next(Op::WriteLease, 1, first);
+            held.faults.next(Op::WriteLease, 1, second);
+            held.renew().await.expect_err("no reply");
+            held.checkpoint(7).await.expect_err("no reply");
+        }
+        let back = held.checkpoint(5).await;
+        assert!(matches!(back, Err(WriteError::GoesBack(_))), "{checkpoint_first}: {back:?}");
+        assert_eq!(held.row().checkpoint, at(7));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_theft_with_nothing_in_doubt_is_a_loss() {
     let held = held().await;
     held.steal().await;
