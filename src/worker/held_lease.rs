@@ -17,7 +17,7 @@ use tracing::debug;
 
 use crate::{
     clock,
-    core::lease::{CheckpointGoesBack, Lease, LeaseKey, LeaseWrite, Tenure},
+    core::lease::{CheckpointGoesBack, Lease, LeaseKey, LeaseWrite, OwnerChange, Tenure},
     error::LeaseLost,
     io::{LeaseError, LeaseStore},
 };
@@ -285,6 +285,10 @@ impl HeldLease {
         writer.tenure.accept(write, sent_at);
         writer.in_doubt.clear();
         self.standing().proven_at = writer.tenure.proven_at();
+        // Under the writer's lock: a renewal that waits for it must not touch a row that is given up.
+        if *write.owner() == OwnerChange::Remove {
+            self.lose(LeaseLost::Released);
+        }
     }
 }
 

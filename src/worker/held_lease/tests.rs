@@ -348,6 +348,21 @@ async fn a_release_whose_reply_was_lost_is_recognised() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nothing_is_written_after_the_lease_was_given_up() {
+    for finish in [true, false] {
+        let held = held().await;
+        let give_up = |tenure: &Tenure| match finish {
+            true => Ok(tenure.finish(BTreeSet::new())),
+            false => tenure.release(None),
+        };
+        held.lease.write(give_up).await.expect("given up");
+        let row = held.row();
+        assert_eq!(lost(held.renew().await), LeaseLost::Released);
+        assert_eq!(held.row(), row);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_namesake_is_a_thief_like_any_other() {
     let held = held().await;
     let me: WorkerId = "me".into();
