@@ -17,7 +17,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use crate::{
     clock,
     core::{
-        lease::{Lease, LeaseKey, LeaseWrite},
+        lease::{HandOff, Lease, LeaseKey, LeaseWrite},
         shard::{Shard, ShardId},
     },
     io::{
@@ -52,6 +52,7 @@ pub enum Op {
     GetLease,
     CreateLease,
     WriteLease,
+    HandOff,
     DeleteLease,
     Describe,
     ListShards,
@@ -254,6 +255,10 @@ impl<S: LeaseStore> LeaseStore for FaultyLeaseStore<S> {
 
     async fn write(&self, write: &LeaseWrite) -> Result<(), LeaseError> {
         self.faults.run(Op::WriteLease, self.inner.write(write)).await
+    }
+
+    async fn hand_off(&self, request: &HandOff) -> Result<(), LeaseError> {
+        self.faults.run(Op::HandOff, self.inner.hand_off(request)).await
     }
 
     async fn delete(&self, seen: &Lease) -> Result<bool, LeaseError> {

@@ -286,7 +286,7 @@ impl HeldLease {
         writer.in_doubt.clear();
         self.standing().proven_at = writer.tenure.proven_at();
         // Under the writer's lock: a renewal that waits for it must not touch a row that is given up.
-        if *write.owner() == OwnerChange::Remove {
+        if matches!(write.owner(), OwnerChange::Remove | OwnerChange::Transfer) {
             self.lose(LeaseLost::Released);
         }
     }
