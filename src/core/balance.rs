@@ -137,7 +137,7 @@ pub(crate) fn plan(
             // Under our own name but not ours: another process may use it. Wait until it expires.
             Standing::Held { by, .. } if by == *me => {}
             Standing::Held { by, .. } => {
-                loads.entry(lease.owner.clone().unwrap_or(by)).or_default().push(lease)
+                loads.entry(lease.owner.clone().unwrap_or(by)).or_default().push(lease);
             }
             Standing::Finished => {}
         }

@@ -178,10 +178,10 @@ impl Consumer {
                 Some(why) => ExitHow::Lost(why),
             },
         };
-        if link.held.why_lost().is_none() {
-            if let Err(error) = link.give_up().await {
-                debug!(shard = %link.shard, %error, "the lease was not released and will expire");
-            }
+        if link.held.why_lost().is_none()
+            && let Err(error) = link.give_up().await
+        {
+            debug!(shard = %link.shard, %error, "the lease was not released and will expire");
         }
         how
     }

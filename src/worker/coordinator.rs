@@ -432,7 +432,7 @@ impl Coordinator {
                     self.asked.insert(ask.key().clone(), ask);
                 }
                 Err(LeaseError::Conflict(_)) => {
-                    debug!(lease = %ask.key(), "the lease changed before it was asked for")
+                    debug!(lease = %ask.key(), "the lease changed before it was asked for");
                 }
                 Err(error) => {
                     // It may have been asked for all the same: the next look tells.
