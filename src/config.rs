@@ -44,7 +44,8 @@ pub struct Config {
     ///
     /// What no worker has room for stays unread and is reported by name. KCL: `maxLeasesForWorker`.
     pub max_leases_for_worker: Option<usize>,
-    /// Most leases stolen in one look at the table. Default: as many as an even spread needs.
+    /// Most leases that this worker steals, or has asked others for, at one time. Default: as many as an even
+    /// spread needs.
     ///
     /// KCL: `maxLeasesToStealAtOneTime`.
     pub max_leases_to_steal_at_one_time: Option<usize>,

@@ -341,7 +341,7 @@ mod tests {
             async { store.create(&a).await.expect("made") },
             async {
                 clock::sleep(second / 2).await;
-                assert_eq!(store.list().await.expect("rows"), [a.clone()]);
+                assert_eq!(store.list().await.expect("rows"), std::slice::from_ref(&a));
             },
         );
         assert_eq!(clock::now() - start, second);

@@ -81,6 +81,8 @@ pub(super) struct Coordinator {
     memory: Arc<Semaphore>,
     consumers: JoinMap<LeaseKey, Exit>,
     links: BTreeMap<LeaseKey, Arc<ShardLink>>,
+    /// Leases are moving until then, as far as we know: looks come more often.
+    lively_until: Instant,
     /// Requests for leases that are still with their holders.
     asked: BTreeMap<LeaseKey, HandOff>,
     /// Shards that the user's code could not go on with, until when to leave them to others.
@@ -123,6 +125,7 @@ impl Coordinator {
             consumers: JoinMap::new(),
             links: BTreeMap::new(),
             asked: BTreeMap::new(),
+            lively_until: started,
             avoided: BTreeMap::new(),
             left_over: BTreeSet::new(),
             faults: Faults::default(),
@@ -197,7 +200,11 @@ impl Coordinator {
                     next = clock::now();
                 }
                 () = opened(opening.as_deref()), if !self.parts.ready.is_cancelled() => {}
-                () = clock::sleep(ASKED_INTERVAL), if !self.asked.is_empty() => self.look_at_asked().await?,
+                () = clock::sleep(ASKED_INTERVAL), if !self.asked.is_empty() => {
+                    if self.look_at_asked().await? {
+                        next = clock::now();
+                    }
+                }
                 () = clock::sleep_until(next) => next = self.look().await?,
             }
         }
@@ -230,7 +237,7 @@ impl Coordinator {
 
     async fn act(&mut self) -> Result<Instant, WorkerError> {
         self.touch_if_idle();
-        self.notice_losses();
+        self.show_rows();
         self.repair().await?;
         let now = clock::now();
         self.avoided
@@ -239,7 +246,13 @@ impl Coordinator {
         held.extend(self.avoided.iter().filter(|(_, (until, _))| now < *until).map(|(key, _)| key.clone()));
         let limits = Limits {
             max_leases: self.parts.config.max_leases_for_worker.unwrap_or(usize::MAX),
-            max_steals: self.parts.config.max_leases_to_steal_at_one_time.unwrap_or(usize::MAX),
+            // Those asked for and not handed over yet are among them.
+            max_steals: self
+                .parts
+                .config
+                .max_leases_to_steal_at_one_time
+                .unwrap_or(usize::MAX)
+                .saturating_sub(self.asked.len()),
             failover_time: self.parts.config.failover_time,
             patience: self.period() * 2,
             hand_off_timeout: self.parts.config.shutdown_timeout + self.parts.config.failover_time,
@@ -247,6 +260,9 @@ impl Coordinator {
         let planner = Planner { me: &self.parts.me, held: &held, asked: &self.asked };
         let plan = balance::plan(&self.view, planner, &limits, now, &mut self.parts.rng);
         self.tell_left_over(&plan);
+        if !plan.claims.is_empty() {
+            self.lively_until = now + self.period() * 3;
+        }
         let lost_race = self.claim(plan.claims).await?;
         self.clean_up().await;
         Ok(if lost_race { clock::now() + self.parts.config.look_interval() / 4 } else { self.next_look() })
@@ -268,7 +284,8 @@ impl Coordinator {
 
     /// When to look again: by the read budget, and when a peer's lease would expire.
     fn next_look(&mut self) -> Instant {
-        let period = self.period();
+        let lively = clock::now() < self.lively_until;
+        let period = if lively { self.period() / 4 } else { self.period() };
         let jitter = self.parts.rng.random_range(0.85..1.15);
         let config = &self.parts.config;
         let now = clock::now();
@@ -280,12 +297,16 @@ impl Coordinator {
         }
     }
 
-    /// Shows each holding its row.
-    fn notice_losses(&self) {
+    /// Shows each holding its row: it may be over, or another worker may ask for it.
+    fn show_rows(&mut self) {
         for (key, link) in &self.links {
             if let Some(row) = self.view.get(key) {
                 link.held.observe(row);
             }
+        }
+        // Whoever asks for one lease often asks for another soon.
+        if self.links.values().any(|link| link.held.is_asked()) {
+            self.lively_until = clock::now() + self.period() * 3;
         }
     }
 
@@ -443,9 +464,11 @@ impl Coordinator {
         }
     }
 
-    /// Looks at leases that were asked for, and starts those that have been handed over.
-    async fn look_at_asked(&mut self) -> Result<(), WorkerError> {
+    /// Looks at leases that were asked for, and starts those that have been handed over. Says whether any
+    /// request is over, so that there may be more to ask for.
+    async fn look_at_asked(&mut self) -> Result<bool, WorkerError> {
         let me = self.parts.me.clone();
+        let before = self.asked.len();
         let mut arrived = Vec::new();
         let asked: Vec<HandOff> = self.asked.values().take(ASKED_AT_ONCE).cloned().collect();
         for ask in asked {
@@ -463,7 +486,8 @@ impl Coordinator {
                 }
             }
         }
-        self.claim(arrived).await.map(drop)
+        self.claim(arrived).await?;
+        Ok(self.asked.len() < before)
     }
 
     /// Takes requests back that have not been met: nobody would be there to take the leases.

@@ -129,7 +129,7 @@ fn a_lease_on_its_way_counts_for_where_it_goes_and_is_taken_once_it_arrives() {
     let asked = |lease: &Lease| (lease.key.clone(), lease.ask(&"b".into()).expect("willing"));
     let asks: BTreeMap<LeaseKey, HandOff> = table.view.leases().take(2).map(asked).collect();
     let on_the_way =
-        |lease: &Lease| asks.get(&lease.key).map_or(lease.clone(), |ask| lease.after_request(ask));
+        |lease: &Lease| asks.get(&lease.key).map_or_else(|| lease.clone(), |ask| lease.after_request(ask));
     table.view.observe(table.view.leases().map(on_the_way).collect(), table.now);
     let held = BTreeSet::new();
     let b = |view: &LeaseView, now| {

@@ -228,7 +228,7 @@ async fn guarded_work_is_dropped_at_the_deadline_and_never_polled_again() {
             clock::sleep(SECOND / 3).await;
         }
     };
-    let why = held.lease.guard::<_>(work).await.map(|()| ());
+    let why = held.lease.guard::<_>(work).await;
     assert_eq!(why, Err(LeaseLost::Expired));
     assert_eq!(clock::now(), end);
     assert!(*last_poll.lock().unwrap() < end);
