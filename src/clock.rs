@@ -11,12 +11,22 @@ pub(crate) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-/// The date, moved along with a paused clock.
+/// The date.
+#[cfg(not(any(test, feature = "test-util")))]
 pub(crate) fn wall() -> SystemTime {
-    let (tokio, real) = (now(), Instant::now());
-    match tokio.checked_duration_since(real) {
-        Some(ahead) => SystemTime::now() + ahead,
-        None => SystemTime::now() - (real - tokio),
+    SystemTime::now()
+}
+
+/// The date, moved along with a paused clock: it depends on the clock and on nothing else, so that a
+/// simulation can be repeated.
+#[cfg(any(test, feature = "test-util"))]
+pub(crate) fn wall() -> SystemTime {
+    static ORIGIN: std::sync::OnceLock<(Instant, SystemTime)> = std::sync::OnceLock::new();
+    let (origin, date) = *ORIGIN.get_or_init(|| (Instant::now(), SystemTime::now()));
+    let now = now();
+    match now.checked_duration_since(origin) {
+        Some(after) => date + after,
+        None => date - (origin - now),
     }
 }
 
