@@ -27,6 +27,17 @@ enum Colour {
     Yellow = 33,
 }
 
+/// What a line of the verdict says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sign {
+    /// Only a figure.
+    None,
+    Good,
+    /// It happened, but above its limit: on a busy machine no failure.
+    Late,
+    Bad,
+}
+
 pub(crate) struct Screen {
     started: Instant,
     terminal: bool,
@@ -57,13 +68,16 @@ impl Screen {
     }
 
     /// A line of the verdict.
-    pub(crate) fn verdict(&mut self, what: &str, figure: &str, limit: &str, good: bool) -> io::Result<()> {
-        let sign = match good {
-            true => self.paint(Colour::Green, "ok "),
-            false => self.paint(Colour::Red, "BAD"),
+    pub(crate) fn figure(&mut self, sign: Sign, what: &str, figure: &str, note: &str) -> io::Result<()> {
+        let sign = match sign {
+            Sign::None => "    ".to_owned(),
+            Sign::Good => self.paint(Colour::Green, "ok  "),
+            Sign::Late => self.paint(Colour::Yellow, "late"),
+            Sign::Bad => self.paint(Colour::Red, "FAIL"),
         };
+        let line = format!("   {sign}  {what:<32}{figure:>8}  {note}");
         let erased = self.erase();
-        self.write(&format!("{erased}   {sign}  {what:<36}{figure:>9}  {limit}\n"))
+        self.write(&format!("{erased}{}\n", line.trim_end()))
     }
 
     /// The fleet as it is now, unless it was shown just before.
@@ -78,7 +92,7 @@ impl Screen {
         if self.terminal {
             self.drawn = lines.len();
         }
-        let text: String = lines.into_iter().map(|line| line + "\n").collect();
+        let text: String = lines.iter().map(|line| format!("{}\n", line.trim_end())).collect();
         // Long lines are cut and not wrapped: the number of lines must hold.
         let (cut, wrap) = if self.terminal { ("\x1b[?7l", "\x1b[?7h") } else { ("", "") };
         self.write(&format!("{erased}{cut}{text}{wrap}"))
@@ -144,14 +158,15 @@ impl Screen {
     }
 }
 
-/// The shards by their numbers: `shardId-000000000012` is 12.
+/// The shards by their numbers: `shardId-000000000012` is 12. Three in a row are written as 12-14.
 pub(crate) fn numbers(shards: &BTreeSet<String>) -> String {
-    let number = |shard: &String| {
-        let digits = shard.rsplit('-').next().and_then(|digits| digits.parse::<u64>().ok());
-        digits.map_or_else(|| shard.clone(), |number| number.to_string())
-    };
-    if shards.is_empty() {
-        return "-".to_owned();
-    }
-    shards.iter().map(number).collect::<Vec<_>>().join(" ")
+    let number = |shard: &String| shard.rsplit('-').next().and_then(|digits| digits.parse::<u64>().ok());
+    let mut numbers: Vec<u64> = shards.iter().filter_map(number).collect();
+    numbers.sort_unstable();
+    let rows = numbers.chunk_by(|a, b| a + 1 == *b).flat_map(|row| match row {
+        [first, _, .., last] => vec![format!("{first}-{last}")],
+        short => short.iter().map(u64::to_string).collect(),
+    });
+    let text = rows.collect::<Vec<_>>().join(" ");
+    if text.is_empty() { "-".to_owned() } else { text }
 }
