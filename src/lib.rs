@@ -42,6 +42,8 @@ pub mod local;
 mod processing;
 mod worker;
 
+#[cfg(any(test, feature = "test-util"))]
+pub use crate::worker::Freezer;
 pub use crate::{
     config::{Config, InitialPosition, LeaseTable, OnShutdown},
     core::{

@@ -16,6 +16,7 @@ use crate::{
         consumer::Delivery,
         coordinator::Parts,
         driver, events,
+        freeze::Gate,
         health::HealthFile,
         processor::{ProcessorFactory, ShardStart},
         pulled,
@@ -34,6 +35,7 @@ pub struct WorkerBuilder {
     source: Option<Arc<dyn RecordSource>>,
     store: Option<Arc<dyn LeaseStore>>,
     seed: Option<u64>,
+    gate: Gate,
 }
 
 impl WorkerBuilder {
@@ -47,6 +49,7 @@ impl WorkerBuilder {
             source: None,
             store: None,
             seed: None,
+            gate: Gate::default(),
         }
     }
 
@@ -89,6 +92,13 @@ impl WorkerBuilder {
     /// one fleet should differ. Give a `worker_id` too, whose default has a random part.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
+        self
+    }
+
+    /// Lets a test freeze the worker.
+    #[cfg(any(test, feature = "test-util"))]
+    pub fn freezer(mut self, freezer: &crate::worker::Freezer) -> Self {
+        self.gate.freezer = freezer.clone();
         self
     }
 
@@ -172,6 +182,7 @@ impl WorkerBuilder {
             events: events::Sender::new(),
             ready: CancellationToken::new(),
             rng,
+            gate: self.gate,
         }))
     }
 }

@@ -25,7 +25,7 @@ use crate::{
     },
     error::LeaseLost,
     io::{BoxError, RecordSource, StartFrom},
-    worker::{reader::Reader, renewer, shard::Shard, shard_link::ShardLink},
+    worker::{freeze::Gate, reader::Reader, renewer, shard::Shard, shard_link::ShardLink},
 };
 
 /// Starts the user's side of a shard. Resolves when it has nothing more to say; a pulled shard may still
@@ -85,6 +85,7 @@ pub(super) struct Consumer {
     pub(super) memory: Arc<Semaphore>,
     pub(super) delivery: Delivery,
     pub(super) rng: StdRng,
+    pub(super) gate: Gate,
 }
 
 impl Consumer {
@@ -94,7 +95,7 @@ impl Consumer {
         let (fetched, queue) = mpsc::channel(1);
         let shard = Shard::new(self.link.clone(), queue, &self.row);
         let mut user = JoinSet::new();
-        user.spawn((self.delivery)(shard));
+        user.spawn(self.gate.pass((self.delivery)(shard)));
         let reader = Reader {
             link: self.link.clone(),
             source: self.source.clone(),

@@ -35,6 +35,7 @@ use crate::{
         consumer::{Consumer, Delivery, Exit, ExitHow},
         events::{Event, Sender},
         faults::Faults,
+        freeze::Gate,
         health::HealthFile,
         held_lease::HeldLease,
         reader,
@@ -70,6 +71,7 @@ pub(super) struct Parts {
     pub(super) events: Sender,
     pub(super) ready: CancellationToken,
     pub(super) rng: StdRng,
+    pub(super) gate: Gate,
 }
 
 pub(super) struct Coordinator {
@@ -403,10 +405,10 @@ impl Coordinator {
                 let (me, store) = (self.parts.me.clone(), self.parts.store.clone());
                 let failover_time = self.parts.config.failover_time;
                 let absent = self.absent_parents(&seen);
-                under_way.spawn(async move {
+                under_way.spawn(self.parts.gate.pass(async move {
                     let won = claim_one(&seen, &absent, &me, &store, failover_time).await;
                     (claim, won)
-                });
+                }));
             }
             let Some(done) = under_way.join_next().await else { return Ok(lost_race) };
             let (claim, won) = done.expect("claims do not panic and are not aborted");
@@ -439,10 +441,10 @@ impl Coordinator {
                 continue;
             };
             let store = self.parts.store.clone();
-            under_way.spawn(async move {
+            under_way.spawn(self.parts.gate.pass(async move {
                 let result = store.hand_off(&ask).await;
                 (seen, ask, result)
-            });
+            }));
         }
         while let Some(done) = under_way.join_next().await {
             let (seen, ask, result) = done.expect("requests do not panic and are not aborted");
@@ -548,8 +550,9 @@ impl Coordinator {
             memory: self.memory.clone(),
             delivery: parts.delivery.clone(),
             rng: StdRng::seed_from_u64(parts.rng.random()),
+            gate: parts.gate.clone(),
         };
-        self.consumers.spawn(claim.key, consumer.run());
+        self.consumers.spawn(claim.key, parts.gate.pass(consumer.run()));
         parts.events.send(Event::LeaseTaken { shard, reason: claim.reason });
     }
 

@@ -9,6 +9,7 @@ mod coordinator;
 mod driver;
 mod events;
 mod faults;
+mod freeze;
 mod health;
 mod held_lease;
 mod processor;
@@ -35,6 +36,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+#[cfg(any(test, feature = "test-util"))]
+pub use self::freeze::Freezer;
 pub use self::{
     builder::WorkerBuilder,
     events::{Event, Events},
@@ -117,7 +120,8 @@ impl Worker {
         let mut beside = JoinSet::new();
         let health_stop = CancellationToken::new();
         beside.spawn(health.run(health_stop.clone()));
-        let result = coordinator::Coordinator::run(self.parts, self.handle.stop.clone()).await;
+        let gate = self.parts.gate.clone();
+        let result = gate.pass(coordinator::Coordinator::run(self.parts, self.handle.stop.clone())).await;
         health_stop.cancel();
         while beside.join_next().await.is_some() {}
         if let Ok(report) = &result {
