@@ -106,3 +106,26 @@ async fn children_are_read_after_a_parent_that_ends_with_an_empty_page() {
     let report = tasks.join_next().await.expect("a task").expect("no panic").expect("no error");
     assert_eq!((report.finished.len(), report.released.len()), (2, 4));
 }
+
+#[tokio::test]
+async fn events_end_with_the_worker_even_if_a_handle_is_kept() {
+    let aws = LocalAws::start().await.expect("servers");
+    aws.create_stream("stream", 1);
+    let worker = worker(&aws, "a", &Seen::default());
+    let handle = worker.handle();
+    let mut events = handle.events();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(worker.run());
+    assert!(handle.ready().await);
+    handle.shutdown().await;
+    let all = async {
+        let mut count = 0;
+        while events.next().await.is_some() {
+            count += 1;
+        }
+        count
+    };
+    let count = tokio::time::timeout(PATIENCE, all).await.expect("an end of events");
+    assert_eq!(count, 2, "a lease taken and released");
+    assert!(handle.events().next().await.is_none());
+}

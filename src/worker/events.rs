@@ -68,8 +68,20 @@ impl Sender {
         let _ = self.0.send(event);
     }
 
+    /// What handles keep: it does not keep the listeners waiting when the worker has ended.
+    pub(super) fn downgrade(&self) -> Source {
+        Source(self.0.downgrade())
+    }
+}
+
+/// Where listeners subscribe, as long as there is a worker.
+#[derive(Clone, Debug)]
+pub(super) struct Source(broadcast::WeakSender<Event>);
+
+impl Source {
     pub(super) fn subscribe(&self) -> Events {
-        Events(self.0.subscribe())
+        let ended = || broadcast::Sender::new(1).subscribe();
+        Events(self.0.upgrade().map_or_else(ended, |sender| sender.subscribe()))
     }
 }
 

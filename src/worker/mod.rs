@@ -64,7 +64,7 @@ pub struct Worker {
 pub struct WorkerHandle {
     stop: CancellationToken,
     ready: CancellationToken,
-    events: events::Sender,
+    events: events::Source,
     phase: watch::Receiver<Phase>,
 }
 
@@ -213,14 +213,14 @@ impl futures_core::Stream for Assignments {
 }
 
 /// What is shared by the worker and its handles.
-fn handles(events: events::Sender, ready: CancellationToken) -> (WorkerHandle, watch::Sender<Phase>) {
+fn handles(events: events::Source, ready: CancellationToken) -> (WorkerHandle, watch::Sender<Phase>) {
     let (sender, phase) = watch::channel(Phase::Running);
     (WorkerHandle { stop: CancellationToken::new(), ready, events, phase }, sender)
 }
 
 /// The parts of a worker, ready to run.
 fn assemble(parts: coordinator::Parts) -> Worker {
-    let (handle, phase) = handles(parts.events.clone(), parts.ready.clone());
+    let (handle, phase) = handles(parts.events.downgrade(), parts.ready.clone());
     Worker { parts, handle, phase }
 }
 
