@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, env, error::Error, time::Duration};
 use aws_config::BehaviorVersion;
 use aws_sdk_kinesis::{
     error::DisplayErrorContext,
+    primitives::Blob,
     types::{ScalingType, StreamStatus},
 };
 use kinesis_consumer::local::LocalAws;
@@ -70,17 +71,31 @@ impl Cloud {
 
     /// Makes the stream; returns its shards.
     pub(crate) async fn create_stream(&self, shards: i32) -> Result<BTreeSet<String>, BoxError> {
-        let create = self.kinesis.create_stream().stream_name(&self.name).shard_count(shards);
-        create.send().await.map_err(failed("CreateStream"))?;
-        self.open_shards().await
+        self.create(&self.name, shards).await
     }
 
     /// Splits and merges shards until there are `shards`; returns those that take records then.
     pub(crate) async fn set_shards(&self, shards: i32) -> Result<BTreeSet<String>, BoxError> {
-        let update = self.kinesis.update_shard_count().stream_name(&self.name);
-        let update = update.target_shard_count(shards).scaling_type(ScalingType::UniformScaling);
-        update.send().await.map_err(failed("UpdateShardCount"))?;
-        self.open_shards().await
+        self.resize(&self.name, shards).await
+    }
+
+    /// Whether a split is what it is at AWS: the parent takes no more records. With moto it does, and is
+    /// never read to an end. Tried on a stream that is made for it; AWS is believed.
+    pub(crate) async fn can_split(&self) -> Result<bool, BoxError> {
+        if self.local.is_some() || is_set("QUICKSTART_AWS") {
+            return Ok(true);
+        }
+        let name = format!("{}-split", self.name);
+        self.create(&name, 1).await?;
+        let tried = async {
+            let open = self.resize(&name, 2).await?;
+            let put = self.kinesis.put_record().stream_name(&name).partition_key("a").data(Blob::new("a"));
+            let put = put.send().await.map_err(failed("PutRecord"))?;
+            Ok(open.contains(put.shard_id()))
+        };
+        let tried = tried.await;
+        self.kinesis.delete_stream().stream_name(&name).send().await.map_err(failed("DeleteStream"))?;
+        tried
     }
 
     /// Deletes what was made, and stops what was started.
@@ -107,14 +122,27 @@ impl Cloud {
         Ok(())
     }
 
+    async fn create(&self, stream: &str, shards: i32) -> Result<BTreeSet<String>, BoxError> {
+        let create = self.kinesis.create_stream().stream_name(stream).shard_count(shards);
+        create.send().await.map_err(failed("CreateStream"))?;
+        self.open_shards(stream).await
+    }
+
+    async fn resize(&self, stream: &str, shards: i32) -> Result<BTreeSet<String>, BoxError> {
+        let update = self.kinesis.update_shard_count().stream_name(stream);
+        let update = update.target_shard_count(shards).scaling_type(ScalingType::UniformScaling);
+        update.send().await.map_err(failed("UpdateShardCount"))?;
+        self.open_shards(stream).await
+    }
+
     /// Waits until the stream is ready; returns the shards that take records.
-    async fn open_shards(&self) -> Result<BTreeSet<String>, BoxError> {
+    async fn open_shards(&self, stream: &str) -> Result<BTreeSet<String>, BoxError> {
         let ready = async {
             loop {
-                let answer = self.kinesis.describe_stream_summary().stream_name(&self.name).send().await;
+                let answer = self.kinesis.describe_stream_summary().stream_name(stream).send().await;
                 let answer = answer.map_err(failed("DescribeStreamSummary"))?;
                 let summary = answer.stream_description_summary;
-                if summary.is_some_and(|stream| stream.stream_status == StreamStatus::Active) {
+                if summary.is_some_and(|summary| summary.stream_status == StreamStatus::Active) {
                     return Ok::<_, BoxError>(());
                 }
                 tokio::time::sleep(ASK_AGAIN).await;
@@ -122,7 +150,7 @@ impl Cloud {
         };
         tokio::time::timeout(READY_WITHIN, ready).await??;
         // One page holds a thousand.
-        let listed = self.kinesis.list_shards().stream_name(&self.name).send().await;
+        let listed = self.kinesis.list_shards().stream_name(stream).send().await;
         let listed = listed.map_err(failed("ListShards"))?.shards.unwrap_or_default();
         let is_open = |shard: &aws_sdk_kinesis::types::Shard| {
             shard.sequence_number_range.as_ref().is_none_or(|range| range.ending_sequence_number.is_none())
@@ -133,7 +161,6 @@ impl Cloud {
 
 /// Whether to start servers of our own. What costs money must be asked for.
 fn embedded() -> Result<bool, BoxError> {
-    let is_set = |name: &str| env::var_os(name).is_some_and(|value| !value.is_empty());
     let kinesis = is_set("AWS_ENDPOINT_URL_KINESIS");
     let dynamodb = is_set("AWS_ENDPOINT_URL_DYNAMODB");
     if is_set("QUICKSTART_AWS") || is_set("AWS_ENDPOINT_URL") || (kinesis && dynamodb) {
@@ -148,6 +175,10 @@ fn embedded() -> Result<bool, BoxError> {
             .into()),
         _ => Ok(true),
     }
+}
+
+fn is_set(name: &str) -> bool {
+    env::var_os(name).is_some_and(|value| !value.is_empty())
 }
 
 /// Names the call that failed, with the whole chain of causes.
