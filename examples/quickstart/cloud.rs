@@ -4,7 +4,6 @@ use std::{collections::BTreeSet, env, error::Error, time::Duration};
 
 use aws_config::BehaviorVersion;
 use aws_sdk_kinesis::{
-    error::DisplayErrorContext,
     primitives::Blob,
     types::{ScalingType, StreamStatus},
 };
@@ -116,7 +115,7 @@ impl Cloud {
             Some(local) => local.stop().await,
             None => {
                 let name = &self.name;
-                deleted.map_err(|e| format!("delete stream and table {name} yourself: {e}"))?;
+                deleted.map_err(|e| format!("if stream and table {name} exist, delete them: {e}"))?;
             }
         }
         Ok(())
@@ -181,7 +180,11 @@ fn is_set(name: &str) -> bool {
     env::var_os(name).is_some_and(|value| !value.is_empty())
 }
 
-/// Names the call that failed, with the whole chain of causes.
-fn failed<E: Error + Send + Sync + 'static>(operation: &'static str) -> impl Fn(E) -> BoxError {
-    move |error| format!("{operation}: {}", DisplayErrorContext(&error)).into()
+/// Names the call that failed, and all causes below it.
+pub(crate) fn failed<E: Error>(operation: &'static str) -> impl Fn(E) -> BoxError {
+    move |error| {
+        let causes = std::iter::successors(Some(&error as &dyn Error), |error| (*error).source());
+        let causes: Vec<String> = causes.map(ToString::to_string).collect();
+        format!("{operation}: {}", causes.join(": ")).into()
+    }
 }

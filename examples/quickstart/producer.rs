@@ -9,14 +9,14 @@ use std::{
     time::Duration,
 };
 
-use aws_sdk_kinesis::{Client, error::DisplayErrorContext, primitives::Blob, types::PutRecordsRequestEntry};
+use aws_sdk_kinesis::{Client, primitives::Blob, types::PutRecordsRequestEntry};
 use tokio::{
     sync::mpsc,
     time::{Instant, MissedTickBehavior},
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{BoxError, CartEvent};
+use crate::{BoxError, CartEvent, cloud::failed};
 
 /// Enough for every shard to have some.
 const PRODUCTS: usize = 240;
@@ -122,6 +122,6 @@ async fn put(client: &Client, stream: &str, batch: &[Draft]) -> Result<Vec<Optio
             .build()?;
         call = call.records(entry);
     }
-    let answer = call.send().await.map_err(|e| format!("PutRecords: {}", DisplayErrorContext(&e)))?;
+    let answer = call.send().await.map_err(failed("PutRecords"))?;
     Ok(answer.records.into_iter().map(|record| record.shard_id).collect())
 }
