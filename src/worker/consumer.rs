@@ -172,9 +172,7 @@ impl Consumer {
             }
             _ if link.is_finished() => ExitHow::Finished,
             _ => match link.held.why_lost() {
-                None | Some(LeaseLost::Released) if link.keep_on_drain && !link.held.is_asked() => {
-                    ExitHow::Kept
-                }
+                None | Some(LeaseLost::Released) if link.is_kept() => ExitHow::Kept,
                 None | Some(LeaseLost::Released) => ExitHow::Released,
                 Some(why) => ExitHow::Lost(why),
             },

@@ -601,6 +601,10 @@ impl Coordinator {
                 Event::ShardEnded { shard }
             }
             ExitHow::Released => {
+                // The puller let go of it. Taken again at once, it would come and go without end.
+                if link.is_some_and(|link| !link.is_draining()) {
+                    self.avoid(key);
+                }
                 self.report.released.push(shard.clone());
                 Event::LeaseReleased { shard }
             }
@@ -626,7 +630,6 @@ impl Coordinator {
                 Event::ShardGivenUp { shard, panicked: false }
             }
         };
-        drop(link);
         self.parts.events.send(event);
         self.stopped_by.is_some()
     }

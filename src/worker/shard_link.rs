@@ -270,9 +270,14 @@ impl ShardLink {
         unreachable!("the last attempt returns")
     }
 
+    /// Whether the lease stays with this worker when it is given up now: only at the worker's own stop.
+    pub(super) fn is_kept(&self) -> bool {
+        self.keep_on_drain && self.is_draining() && !self.held.is_asked()
+    }
+
     /// Ends the holding as the worker's configuration says. A lease that was asked for is handed over.
     pub(super) async fn give_up(&self) -> Result<(), CheckpointError> {
-        match self.keep_on_drain && !self.held.is_asked() {
+        match self.is_kept() {
             true => self.retain().await,
             false => self.release().await,
         }
@@ -320,6 +325,10 @@ impl ShardLink {
             drain.get_or_insert(until);
             first
         });
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.drain.borrow().is_some()
     }
 
     /// Resolves with the deadline once a drain is asked for.
