@@ -177,7 +177,7 @@ impl Consumer {
                 Some(why) => ExitHow::Lost(why),
             },
         };
-        if link.held.why_lost().is_none()
+        if link.held.can_give_up()
             && let Err(error) = link.give_up().await
         {
             debug!(shard = %link.shard, %error, "the lease was not released and will expire");

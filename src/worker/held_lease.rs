@@ -47,6 +47,8 @@ struct Writer {
 struct Standing {
     proven_at: Instant,
     lost: Option<LeaseLost>,
+    /// The row was given up: nothing may be written any more, whatever the reason.
+    given_up: bool,
 }
 
 /// Why a write of a holder was not made.
@@ -63,7 +65,7 @@ pub(super) enum WriteError {
 
 impl HeldLease {
     pub(super) fn new(tenure: Tenure, store: Arc<dyn LeaseStore>, failover_time: Duration) -> Self {
-        let standing = Standing { proven_at: tenure.proven_at(), lost: None };
+        let standing = Standing { proven_at: tenure.proven_at(), lost: None, given_up: false };
         Self {
             key: tenure.row().key.clone(),
             store,
@@ -122,6 +124,15 @@ impl HeldLease {
             self.ended.cancel();
         }
         standing.lost
+    }
+
+    /// Whether the row is still ours to give up, though the work on the shard may have been ended already.
+    pub(super) fn can_give_up(&self) -> bool {
+        match self.why_lost() {
+            None => true,
+            Some(LeaseLost::Stalled) => !self.standing().given_up && clock::now() < self.valid_until(),
+            Some(_) => false,
+        }
     }
 
     /// Ends the holding in this process. The first reason stays.
@@ -206,7 +217,7 @@ impl HeldLease {
     ) -> Result<(), WriteError> {
         let mut writer = self.writer.lock().await;
         loop {
-            if let Some(why) = self.why_lost() {
+            if let Some(why) = self.why_lost().filter(|_| !self.can_give_up()) {
                 return Err(WriteError::Lost(why));
             }
             let write = make(&writer.tenure)?;
@@ -287,6 +298,7 @@ impl HeldLease {
         self.standing().proven_at = writer.tenure.proven_at();
         // Under the writer's lock: a renewal that waits for it must not touch a row that is given up.
         if matches!(write.owner(), OwnerChange::Remove | OwnerChange::Transfer) {
+            self.standing().given_up = true;
             self.lose(LeaseLost::Released);
         }
     }

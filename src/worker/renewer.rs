@@ -38,10 +38,7 @@ pub(super) async fn keep(link: &ShardLink, config: &Config, rng: &mut impl Rng) 
         }
         if stall.is_some_and(|stall| clock::now() >= stall) {
             warn!(shard = %link.shard, timeout = ?config.stall_timeout, "no progress; the lease is given up");
-            // The row goes back at the watermark, so another worker can try at once.
-            if let Err(error) = link.release().await {
-                debug!(shard = %link.shard, %error, "the stalled lease was not released and will expire");
-            }
+            // First the work ends; then the row goes back, so that another worker can try at once.
             link.held.lose(LeaseLost::Stalled);
             return LeaseLost::Stalled;
         }

@@ -242,6 +242,9 @@ impl ShardLink {
     }
 
     fn check_range(&self, asked: &Position) -> Result<(), CheckpointError> {
+        if let Some(why) = self.held.why_lost() {
+            return Err(CheckpointError::LeaseLost(why));
+        }
         let progress = self.progress();
         let (least, most) =
             (progress.stored.position().cloned(), progress.watermark.last_delivered().cloned());
