@@ -127,6 +127,7 @@ impl Driver {
                     None => return None,
                 }
             }
+            link.count(&left);
         }
     }
 

@@ -117,8 +117,13 @@ impl ShardLink {
         let mut progress = self.progress();
         progress.watermark.delivered(batch.records().iter().map(|record| record.position().clone()));
         drop(progress);
-        self.records.fetch_add(batch.records().len() as u64, Ordering::Relaxed);
+        self.count(batch);
         self.set_busy(true);
+    }
+
+    /// Counts the records of a batch that the user's code sees, again or for the first time.
+    pub(super) fn count(&self, batch: &Batch) {
+        self.records.fetch_add(batch.records().len() as u64, Ordering::Relaxed);
     }
 
     /// The user's code begins or goes on to work, or has nothing to do, or waits with our knowledge.
