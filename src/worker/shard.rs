@@ -111,11 +111,12 @@ impl Shard {
                 return select! {
                     biased;
                     why = self.link.held.lost() => ShardEvent::Lost(why),
-                    () = self.link.idle() => ShardEvent::Ended(EndOfShard::new(self.link.clone(), children.clone())),
+                    // Before the end: one that cannot be completed comes again without end.
                     until = self.link.draining(), if !self.drain_given => {
                         self.drain_given = true;
                         ShardEvent::Drain(Drain::new(self.link.clone(), until))
                     }
+                    () = self.link.idle() => ShardEvent::Ended(EndOfShard::new(self.link.clone(), children.clone())),
                 };
             }
             let room = self.link.unfinished() < MOST_UNFINISHED;
