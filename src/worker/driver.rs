@@ -134,10 +134,10 @@ impl Driver {
     async fn ended<P: RecordProcessor>(&mut self, processor: &mut P, end: EndOfShard) -> Option<DriverEnd> {
         let link = self.shard.link().clone();
         link.set_busy(true);
-        // Not guarded: the write that ends the shard also ends the holding. It checks the lease itself.
-        let failure = match processor.shard_ended(end).await {
-            Ok(_done) => return Some(DriverEnd::Finished),
-            Err(failure) => failure,
+        let failure = match link.held.guard(processor.shard_ended(end)).await {
+            Err(why) => return Some(DriverEnd::Lost(why)),
+            Ok(Ok(_done)) => return Some(DriverEnd::Finished),
+            Ok(Err(failure)) => failure,
         };
         if let Some(why) = link.held.why_lost() {
             return Some(DriverEnd::Lost(why));
@@ -151,10 +151,11 @@ impl Driver {
     async fn drain<P: RecordProcessor>(&mut self, processor: &mut P, drain: Drain) -> DriverEnd {
         let link = self.shard.link();
         link.set_busy(true);
-        match processor.draining(drain).await {
-            Ok(_drained) => DriverEnd::Drained,
-            Err(Failure::StopWorker(error)) => DriverEnd::StopWorker(error),
-            Err(failure) => {
+        match link.held.guard(processor.draining(drain)).await {
+            Err(why) => DriverEnd::Lost(why),
+            Ok(Ok(_drained)) => DriverEnd::Drained,
+            Ok(Err(Failure::StopWorker(error))) => DriverEnd::StopWorker(error),
+            Ok(Err(failure)) => {
                 info!(shard = %self.shard.id(), error = %Shown(&failure), "draining failed");
                 match link.held.why_lost() {
                     Some(why) if why != LeaseLost::Released => DriverEnd::Lost(why),

@@ -5,7 +5,7 @@
 //! own counter is recognised. With nothing in doubt a failed condition is a theft.
 
 use std::{
-    future::{Future, poll_fn},
+    future::{Future, pending, poll_fn},
     pin::{Pin, pin},
     sync::{Arc, Mutex, PoisonError},
     task::Poll,
@@ -155,18 +155,25 @@ impl HeldLease {
         }
     }
 
-    /// Runs `work` only while the lease is held; past that `work` is dropped and never polled again.
+    /// Runs `work` only while the lease is held; past that `work` is dropped and never polled again. Work
+    /// that gives the lease up itself may go on.
     ///
     /// The clock is read before each poll: a process that was frozen does not run on for a moment.
     pub(super) async fn guard<F: Future>(&self, work: F) -> Result<F::Output, LeaseLost> {
-        let mut lost = pin!(self.lost());
+        let taken = |why: &LeaseLost| *why != LeaseLost::Released;
+        let mut lost = pin!(async {
+            match self.lost().await {
+                LeaseLost::Released => pending().await,
+                why => why,
+            }
+        });
         let mut work = Some(Box::pin(work));
         poll_fn(|cx| {
             if let Poll::Ready(why) = lost.as_mut().poll(cx) {
                 work = None;
                 return Poll::Ready(Err(why));
             }
-            if let Some(why) = self.why_lost() {
+            if let Some(why) = self.why_lost().filter(taken) {
                 work = None;
                 return Poll::Ready(Err(why));
             }
