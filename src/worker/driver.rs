@@ -72,7 +72,7 @@ impl Driver {
             };
             match self.after(failure, "creating the processor").await {
                 After::Again => {}
-                After::Stop => return Err(DriverEnd::GaveUp),
+                After::Stop => return Err(DriverEnd::Drained),
                 After::End(end) => return Err(end),
             }
         }
