@@ -204,7 +204,7 @@ async fn our_own_attributes_outlive_the_kcl() {
 }
 
 #[tokio::test]
-async fn a_claim_changes_only_what_a_claim_of_the_kcl_changes() {
+async fn a_claim_adds_only_that_we_hand_over_to_what_a_claim_of_the_kcl_changes() {
     for file in ["fresh", "renewed", "hand_off", "by_hand_multi_stream", "by_hand_1x", "prepared"] {
         let moment = Moment::load(file).await;
         let client = moment.server.client();
@@ -213,7 +213,9 @@ async fn a_claim_changes_only_what_a_claim_of_the_kcl_changes() {
             let me = WorkerId::from("rust");
             moment.store.write(&lease.claim(&me)).await.expect("alone");
             let row = expected.get_mut(lease.key.as_str()).expect("the row");
-            row.insert("leaseOwner".to_owned(), AttributeValue::S("rust".to_owned()));
+            for name in ["leaseOwner", "handsOverWorker"] {
+                row.insert(name.to_owned(), AttributeValue::S("rust".to_owned()));
+            }
             row.insert("leaseCounter".to_owned(), number(lease.counter + 1));
             let switches = lease.owner_switches + u64::from(lease.owner.is_some());
             row.insert("ownerSwitchesSinceCheckpoint".to_owned(), number(switches));
