@@ -45,6 +45,7 @@ const CONTRACT: &[(&str, Check)] = checks![
     a_row_is_read_as_it_was_put
     a_row_is_put_only_where_there_is_none
     every_write_meets_its_condition_or_leaves_the_row_alone
+    every_request_meets_its_condition_or_leaves_the_row_alone
     a_shard_lives_from_claim_to_end
     of_two_claims_from_one_look_the_second_loses
     a_write_that_was_sent_twice_is_recognised
@@ -135,6 +136,7 @@ fn full_row(shard: &str) -> Lease {
         throughput_kbps: Some(12.345678),
         start_millis: Some(1_700_000_000_123),
         stream: Some("arn:aws:kinesis:us-east-1:0:stream/s:1700000000".into()),
+        hands_over: Some("me".into()),
         ..new_row(shard)
     }
 }
@@ -150,7 +152,16 @@ fn holding(row: &Lease) -> Tenure {
 fn writes(row: &Lease) -> Vec<(&'static str, LeaseWrite)> {
     let mine = holding(row);
     let end = at(u128::MAX, 5);
+    let mut asked = holding(row);
+    let ask =
+        Lease { owner: Some("next".into()), checkpoint_owner: Some("me".into()), ..asked.row().clone() };
+    assert!(asked.notice(&ask));
     vec![
+        ("renewal by an asked holder", asked.renewal()),
+        ("checkpoint by an asked holder", asked.checkpoint(end.clone()).expect("forward")),
+        ("transfer", asked.release(None).expect("forward")),
+        ("transfer with a checkpoint", asked.release(Some(end.clone())).expect("forward")),
+        ("finish by an asked holder", asked.finish(BTreeSet::from(["b".into()]))),
         ("claim", row.claim(&"me".into())),
         ("claim by another", row.claim(&"another".into())),
         ("renewal", mine.renewal()),
@@ -170,12 +181,14 @@ fn is_conflict(result: &Result<(), LeaseError>, row: &Lease) -> bool {
 
 async fn without_a_table_every_call_says_so(store: Store) {
     let row = new_row("a");
+    let willing = Lease { owner: Some("me".into()), hands_over: Some("me".into()), ..row.clone() };
     let errors = [
         store.open(false).await.err(),
         store.list().await.err(),
         store.get(&row.key).await.err(),
         store.create(&row).await.err(),
         store.write(&row.claim(&"me".into())).await.err(),
+        store.hand_off(&willing.ask(&"next".into()).expect("willing")).await.err(),
         store.delete(&row).await.err(),
     ];
     for error in errors {
@@ -254,6 +267,37 @@ async fn every_write_meets_its_condition_or_leaves_the_row_alone(store: Store) {
             }
         }
     }
+}
+
+/// The truth table of requests for a lease and their withdrawal: on the owners alone, whatever the counter.
+async fn every_request_meets_its_condition_or_leaves_the_row_alone(store: Store) {
+    store.open(true).await.expect("a table");
+    let willing =
+        Lease { owner: Some("me".into()), hands_over: Some("me".into()), counter: 7, ..new_row("a") };
+    let ask = willing.ask(&"next".into()).expect("willing");
+    let requests = [ask.clone(), ask.clone().withdrawn()];
+    let workers = [None, Some("me".into()), Some("next".into()), Some("another".into())];
+    for owner in &workers {
+        for checkpoint_owner in &workers {
+            for request in &requests {
+                let (owner, checkpoint_owner) = (owner.clone(), checkpoint_owner.clone());
+                let stored = Lease { owner, checkpoint_owner, ..full_row("a") };
+                assert!(store.create(&stored).await.expect("put"));
+                let result = store.hand_off(request).await;
+                let found = store.get(&stored.key).await.expect("read").expect("the row");
+                if request.is_allowed_on(&stored) {
+                    result.unwrap_or_else(|error| panic!("{request:?} on {stored:?}: {error}"));
+                    assert_eq!(found, stored.after_request(request));
+                    assert_eq!(found.counter, stored.counter);
+                } else {
+                    assert!(is_conflict(&result, &stored), "{request:?} on {stored:?}: {result:?}");
+                    assert_eq!(found, stored);
+                }
+                assert!(store.delete(&found).await.expect("delete"));
+            }
+        }
+    }
+    assert!(is_conflict(&store.hand_off(&ask).await, &willing), "the row is gone");
 }
 
 async fn a_shard_lives_from_claim_to_end(store: Store) {
