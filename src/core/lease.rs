@@ -320,6 +320,10 @@ impl Lease {
                 row.owner_switches = 0;
                 row.pending = None;
             }
+            Some(Mark::Advanced(checkpoint)) => {
+                row.checkpoint = checkpoint.clone();
+                row.owner_switches = 0;
+            }
             Some(Mark::Prepared(pending)) => row.pending = Some(pending.clone()),
         }
         if !write.children.is_empty() {
@@ -414,6 +418,8 @@ pub enum OwnerChange {
 pub enum Mark {
     /// Moves it, resets the count of owner switches and removes a prepared checkpoint.
     Done(Checkpoint),
+    /// Moves it likewise, but leaves a prepared checkpoint, which is ahead of it.
+    Advanced(Checkpoint),
     /// Leaves it and stores a prepared one beside it.
     Prepared(PendingCheckpoint),
 }
@@ -470,7 +476,7 @@ impl LeaseWrite {
         };
         let marked = match &self.mark {
             None => true,
-            Some(Mark::Done(checkpoint)) => row.checkpoint == *checkpoint,
+            Some(Mark::Done(checkpoint) | Mark::Advanced(checkpoint)) => row.checkpoint == *checkpoint,
             Some(Mark::Prepared(pending)) => row.pending.as_ref() == Some(pending),
         };
         row.counter == self.expected + 1 && owned && marked
@@ -553,7 +559,7 @@ impl Tenure {
     /// If `to` is behind the stored checkpoint.
     pub fn checkpoint(&self, to: Checkpoint) -> Result<LeaseWrite, CheckpointGoesBack> {
         self.forward(&to)?;
-        Ok(LeaseWrite { mark: Some(Mark::Done(to)), ..self.write() })
+        Ok(LeaseWrite { mark: Some(self.mark(to)), ..self.write() })
     }
 
     /// The write that stores a prepared checkpoint and leaves the one in force.
@@ -585,7 +591,13 @@ impl Tenure {
             self.forward(to)?;
         }
         let owner = if self.row.is_leaving(&self.me) { OwnerChange::Transfer } else { OwnerChange::Remove };
-        Ok(LeaseWrite { mark: last.map(Mark::Done), owner, ..self.write() })
+        Ok(LeaseWrite { mark: last.map(|to| self.mark(to)), owner, ..self.write() })
+    }
+
+    /// A prepared checkpoint stays until one as far as it is in force: work before it may be acknowledged.
+    fn mark(&self, to: Checkpoint) -> Mark {
+        let ahead = self.row.pending.as_ref().is_some_and(|pending| pending.at > to);
+        if ahead { Mark::Advanced(to) } else { Mark::Done(to) }
     }
 
     fn forward(&self, to: &Checkpoint) -> Result<(), CheckpointGoesBack> {
@@ -662,6 +674,19 @@ mod tests {
         assert!(tenure.row().pending.is_none());
         assert_eq!(tenure.row().owner.as_ref().map(WorkerId::as_str), Some("a"));
         assert_eq!(tenure.row().counter, 3);
+    }
+
+    #[test]
+    fn a_prepared_checkpoint_stays_until_one_as_far_is_in_force() {
+        let mut tenure = held("a");
+        let prepare = tenure.prepare(at(5), None).expect("forward");
+        tenure.accept(&prepare, Instant::now());
+        let before = tenure.checkpoint(at(4)).expect("forward");
+        tenure.accept(&before, Instant::now());
+        assert_eq!(tenure.row().checkpoint, at(4));
+        assert!(tenure.row().pending.is_some());
+        assert!(tenure.row().after(&tenure.release(Some(at(4))).expect("forward")).pending.is_some());
+        assert!(tenure.row().after(&tenure.release(Some(at(6))).expect("forward")).pending.is_none());
     }
 
     #[test]

@@ -181,12 +181,14 @@ pub(crate) fn update(write: &LeaseWrite) -> Expressions {
     }
     match write.mark() {
         None => {}
-        Some(Mark::Done(checkpoint)) => {
+        Some(mark @ (Mark::Done(checkpoint) | Mark::Advanced(checkpoint))) => {
             set.push(format!("{CHECKPOINT} = :checkpoint, {SUB} = :sub, {OWNER_SWITCHES} = :zero"));
             value(":checkpoint", text(checkpoint.text()));
             value(":sub", number(checkpoint.sub()));
             value(":zero", number(0));
-            remove.extend([PENDING, PENDING_SUB, PENDING_STATE]);
+            if matches!(mark, Mark::Done(_)) {
+                remove.extend([PENDING, PENDING_SUB, PENDING_STATE]);
+            }
         }
         Some(Mark::Prepared(pending)) => {
             set.push(format!("{PENDING} = :pending, {PENDING_SUB} = :pendingSub"));
