@@ -183,6 +183,9 @@ impl Coordinator {
     }
 
     async fn coordinate(&mut self, stop: &CancellationToken) -> Result<(), WorkerError> {
+        if stop.is_cancelled() {
+            return Ok(());
+        }
         // The start-up checks were the first look.
         let mut next = self.act().await?;
         loop {
