@@ -55,6 +55,8 @@ pub(super) enum DriverEnd {
 pub(super) struct Exit {
     pub(super) shard: ShardId,
     pub(super) how: ExitHow,
+    /// Whether others may take the lease at once.
+    pub(super) free: bool,
     pub(super) records: u64,
     pub(super) checkpoint: Option<Position>,
 }
@@ -137,7 +139,8 @@ impl Consumer {
             user.abort_all();
         }
         let (shard, records, checkpoint) = (link.shard.clone(), link.records.load(Relaxed), link.done());
-        Exit { shard, how: self.exit(user_end).await, records, checkpoint }
+        let how = self.exit(user_end).await;
+        Exit { shard, how, free: link.held.is_given_up(), records, checkpoint }
     }
 
     /// Waits until the user's side has let go of the shard: as long as it works on it, this worker must

@@ -597,6 +597,8 @@ impl Coordinator {
         let shard = exit.shard.clone();
         let checkpoint = exit.checkpoint.map(|position| position.to_string());
         info!(%shard, how = exit.how.word(), checkpoint, "lease ended");
+        // A release that failed leaves the lease in our name until it expires.
+        let mut given_up = Vec::new();
         let event = match exit.how {
             ExitHow::Finished => {
                 self.avoided.remove(&key);
@@ -608,7 +610,7 @@ impl Coordinator {
                 if link.is_some_and(|link| !link.is_draining()) {
                     self.avoid(key);
                 }
-                self.report.released.push(shard.clone());
+                given_up.push(shard.clone());
                 Event::LeaseReleased { shard }
             }
             ExitHow::Kept => {
@@ -623,16 +625,18 @@ impl Coordinator {
                 Event::LeaseLost { shard, why }
             }
             how @ (ExitHow::GaveUp | ExitHow::Panicked) => {
-                self.report.released.push(shard.clone());
+                given_up.push(shard.clone());
                 self.avoid(key);
                 Event::ShardGivenUp { shard, panicked: matches!(how, ExitHow::Panicked) }
             }
             ExitHow::StopWorker(error) => {
-                self.report.released.push(shard.clone());
+                given_up.push(shard.clone());
                 self.stopped_by.get_or_insert(error);
                 Event::ShardGivenUp { shard, panicked: false }
             }
         };
+        let ends = if exit.free { &mut self.report.released } else { &mut self.report.kept };
+        ends.append(&mut given_up);
         self.parts.events.send(event);
         self.stopped_by.is_some()
     }

@@ -159,7 +159,7 @@ impl Driver {
                 info!(shard = %self.shard.id(), error = %Shown(&failure), "draining failed");
                 match link.held.why_lost() {
                     Some(why) if why != LeaseLost::Released => DriverEnd::Lost(why),
-                    _ => DriverEnd::GaveUp,
+                    _ => DriverEnd::Drained,
                 }
             }
         }

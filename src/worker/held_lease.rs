@@ -135,6 +135,11 @@ impl HeldLease {
         }
     }
 
+    /// Whether the row was given up, and others may take the lease.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.standing().given_up
+    }
+
     /// Ends the holding in this process. The first reason stays.
     pub(super) fn lose(&self, why: LeaseLost) {
         self.standing().lost.get_or_insert(why);
