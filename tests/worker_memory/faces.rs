@@ -1,0 +1,132 @@
+//! The three faces over one kernel.
+
+use std::sync::{Arc, Mutex};
+
+use kinesis_consumer::{Ordering, ShardEvent, io::faulty::Op};
+use tokio::{task::JoinSet, time::Instant};
+
+use crate::world::{SECOND, World, payloads, run, text, until};
+
+#[tokio::test(start_paused = true)]
+async fn a_closure_is_called_for_each_record_in_order_and_the_work_is_checkpointed() {
+    let world = World::shards(2);
+    world.put(0, 1..=5);
+    world.put(1, 6..=9);
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let handler = {
+        let seen = seen.clone();
+        move |record: kinesis_consumer::Record| {
+            seen.lock().unwrap().push((record.shard().clone(), text(record.data())));
+            async { Ok(()) }
+        }
+    };
+    let worker = run(world.worker("a").each(Ordering::Shard, handler).expect("valid"));
+    world.checkpoint_at(0, "5").await;
+    world.checkpoint_at(1, "9").await;
+    let of = |n| -> Vec<String> {
+        seen.lock()
+            .unwrap()
+            .iter()
+            .filter(|(shard, _)| *shard == world.shard(n))
+            .map(|(_, data)| data.clone())
+            .collect()
+    };
+    assert_eq!(of(0), ["1", "2", "3", "4", "5"]);
+    assert_eq!(of(1), ["6", "7", "8", "9"]);
+    let report = worker.stop().await;
+    assert_eq!((report.records, report.released.len()), (9, 2));
+    assert_eq!(world.owners(), ["-", "-"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_processor_is_made_for_each_shard_and_gets_whole_batches() {
+    let world = World::shards(2);
+    world.put(0, 1..=3);
+    world.put(1, 4..=4);
+    let worker = run(world.worker("a").build(world.probe()).expect("valid"));
+    world.checkpoint_at(0, "3").await;
+    world.checkpoint_at(1, "4").await;
+    worker.stop().await;
+    assert_eq!(world.trace.of(0), ["begin at the start", "batch 1 2 3", "draining"]);
+    assert_eq!(world.trace.of(1), ["begin at the start", "batch 4", "draining"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_next_processor_begins_where_the_last_one_stopped() {
+    let world = World::shards(1);
+    world.put(0, 1..=3);
+    let worker = run(world.worker("a").build(world.probe()).expect("valid"));
+    world.trace.wait_for_records(0, 3).await;
+    worker.stop().await;
+    world.put(0, 4..=5);
+    let worker = run(world.worker("b").build(world.probe()).expect("valid"));
+    world.trace.wait_for_records(0, 5).await;
+    worker.stop().await;
+    assert_eq!(world.trace.batches(0), ["1 2 3", "4 5"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pulled_shard_yields_batches_and_then_the_drain() {
+    let world = World::shards(1);
+    world.put(0, 1..=3);
+    let (worker, mut shards) = world.worker("a").stream().expect("valid");
+    let worker = run(worker);
+    let mut shard = shards.next().await.expect("a shard");
+    let ShardEvent::Batch(batch) = shard.next().await else { panic!("not a batch") };
+    assert_eq!(payloads(&batch), ["1", "2", "3"]);
+    shard.context().acks().ack_through(batch.last());
+    world.checkpoint_at(0, "3").await;
+
+    let mut beside = JoinSet::new();
+    beside.spawn(async move { worker.stop().await });
+    let ShardEvent::Drain(drain) = shard.next().await else { panic!("not a drain") };
+    drain.finish().await.expect("released");
+    drop(shard);
+    let report = beside.join_next().await.expect("a task").expect("no panic");
+    assert_eq!((report.records, report.released), (3, vec![world.shard(0)]));
+    assert!(shards.next().await.is_none(), "the worker has ended");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pulled_shard_that_is_dropped_is_released_and_comes_again_after_a_while() {
+    let world = World::shards(1);
+    world.put(0, 1..=3);
+    let (worker, mut shards) = world.worker("a").stream().expect("valid");
+    let worker = run(worker);
+    let shard = shards.next().await.expect("a shard");
+    let dropped = Instant::now();
+    drop(shard);
+    until("release", || world.owners() == ["-"]).await;
+    let again = shards.next().await.expect("a shard");
+    assert!(dropped.elapsed() >= SECOND, "others had no chance to take it: {:?}", dropped.elapsed());
+    drop((again, worker));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_whose_shards_nobody_pulls_makes_few_calls() {
+    let world = World::shards(2);
+    let (worker, shards) = world.worker("a").stream().expect("valid");
+    drop(shards);
+    let worker = run(worker);
+    tokio::time::sleep(60 * SECOND).await;
+    let writes = world.faults.calls(Op::WriteLease);
+    assert!(writes < 120, "{writes} writes in a minute");
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shard_that_nobody_pulled_yet_does_not_hold_up_the_stop() {
+    let world = World::shards(3);
+    let (worker, shards) = world.worker("a").stream().expect("valid");
+    let worker = run(worker);
+    until("claims", || world.owners() == ["a", "a", "a"]).await;
+    let asked = Instant::now();
+    let mut beside = JoinSet::new();
+    beside.spawn(async move { worker.stop().await });
+    tokio::time::sleep(SECOND).await;
+    // One waits in the queue. Taken or not, it is not ours for much longer.
+    drop(shards);
+    let report = beside.join_next().await.expect("a task").expect("no panic");
+    assert!(asked.elapsed() <= 2 * SECOND, "{:?}", asked.elapsed());
+    assert_eq!(report.released.len(), 3);
+}

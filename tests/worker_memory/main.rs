@@ -1,0 +1,8 @@
+//! The worker on the in-memory twins: every promise on a paused clock, without a server.
+
+mod checkpoints;
+mod faces;
+mod failures;
+mod shard_end;
+mod stop;
+mod world;

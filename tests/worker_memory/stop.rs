@@ -1,0 +1,276 @@
+//! Stopping: the order of things, the deadline, and what is left behind.
+
+use std::{
+    future::pending,
+    sync::Arc,
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+};
+
+use kinesis_consumer::{
+    Batch, Config, Drain, Drained, EndOfShard, Event, Failure, Lease, LeaseLost, OnShutdown, RecordProcessor,
+    ShardContext, ShardDone, ShardStart, Verdict,
+    io::faulty::{Fault, Op},
+};
+use tokio::time::Instant;
+
+use crate::world::{FAILOVER, SECOND, Trace, World, config, run, until};
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_finishes_the_batch_in_hand_then_drains_and_releases_in_one_write() {
+    let world = World::shards(1);
+    world.put(0, [0]);
+    let slow = world.probe_with(|_, _| async {
+        tokio::time::sleep(3 * SECOND).await;
+        Ok(Verdict::Done)
+    });
+    let worker = run(world.worker("a").build(slow).expect("valid"));
+    world.checkpoint_at(0, "0").await;
+    world.put(0, 1..=3);
+    world.trace.wait_for(0, "batch 1 2 3").await;
+    world.put(0, [4]);
+    tokio::time::sleep(SECOND / 2).await;
+    let (asked, before) = (Instant::now(), world.row(0));
+    let report = worker.stop().await;
+    assert!((2 * SECOND..4 * SECOND).contains(&asked.elapsed()), "{:?}", asked.elapsed());
+    assert_eq!(world.trace.of(0), ["begin at the start", "batch 0", "batch 1 2 3", "draining"]);
+    assert_eq!(world.checkpointed(0).as_deref(), Some("3"));
+    assert_eq!((world.row(0).owner, world.row(0).counter), (None, before.counter + 1));
+    assert_eq!((report.records, report.released), (4, vec![world.shard(0)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn work_that_does_not_end_is_dropped_at_the_deadline_and_the_lease_released() {
+    let world = World::shards(2);
+    world.put(0, 1..=2);
+    let stuck = world.probe_with(|batch: Batch, context: ShardContext| async move {
+        context.acks().ack(batch.first());
+        pending().await
+    });
+    let config = Config { shutdown_timeout: 7 * SECOND, ..config() };
+    let worker = run(world.worker_with("a", config).build(stuck).expect("valid"));
+    world.trace.wait_for(0, "batch 1 2").await;
+    let asked = Instant::now();
+    let report = worker.stop().await;
+    assert!((7 * SECOND..8 * SECOND).contains(&asked.elapsed()), "{:?}", asked.elapsed());
+    assert_eq!(world.owners(), ["-", "-"]);
+    assert_eq!(world.checkpointed(0).as_deref(), Some("1"), "what was acknowledged is kept");
+    assert_eq!(report.released.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_interrupts_the_wait_before_a_retry() {
+    let world = World::shards(1);
+    world.put(0, 1..=2);
+    let failing = world.probe_with(|_, _| async { Err(Failure::retry("for ever")) });
+    let config = Config { retry_delay_min: 300 * SECOND, retry_delay_max: 300 * SECOND, ..config() };
+    let worker = run(world.worker_with("a", config).build(failing).expect("valid"));
+    world.trace.wait_for(0, "batch 1 2").await;
+    tokio::time::sleep(SECOND).await;
+    let asked = Instant::now();
+    worker.stop().await;
+    assert!(asked.elapsed() < SECOND, "{:?}", asked.elapsed());
+    assert_eq!(world.trace.of(0)[1..], ["batch 1 2", "draining"]);
+    assert_eq!(world.checkpointed(0), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_interrupts_the_making_of_a_processor() {
+    let world = World::shards(1);
+    let config = Config { on_shutdown: OnShutdown::Keep, ..config() };
+    let factory = |_: ShardStart| async { Err::<Difficult, _>("no connection".into()) };
+    let worker = run(world.worker_with("a", config).build(factory).expect("valid"));
+    until("claim", || world.owners() == ["a"]).await;
+    tokio::time::sleep(20 * SECOND).await;
+    let mut events = worker.handle.events();
+    let asked = Instant::now();
+    let report = worker.stop().await;
+    assert!(asked.elapsed() < SECOND, "{:?}", asked.elapsed());
+    assert_eq!((report.kept.len(), report.released.len()), (1, 0));
+    while let Some(event) = events.next().await {
+        assert!(!matches!(event, Event::ShardGivenUp { .. }), "{event:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn on_shutdown_keep_checkpoints_and_leaves_the_lease_in_our_name() {
+    let world = World::shards(1);
+    world.put(0, 1..=3);
+    let config = Config { on_shutdown: OnShutdown::Keep, ..config() };
+    let worker = run(world.worker_with("a", config).build(world.probe()).expect("valid"));
+    world.trace.wait_for_records(0, 3).await;
+    let report = worker.stop().await;
+    assert_eq!((report.kept, report.released), (vec![world.shard(0)], vec![]));
+    assert_eq!((world.owners(), world.checkpointed(0).as_deref()), (vec!["a".into()], Some("3")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn leases_that_cannot_be_released_are_reported_as_kept() {
+    let world = World::shards(2);
+    let worker = run(world.worker("a").build(world.probe()).expect("valid"));
+    world.trace.wait_for(1, "begin at the start").await;
+    world.faults.cut();
+    let asked = Instant::now();
+    let report = worker.stop().await;
+    assert_eq!((report.kept.len(), report.released.len()), (2, 0), "{report:?}");
+    assert!(asked.elapsed() < config().shutdown_timeout + 10 * SECOND, "{:?}", asked.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_while_the_checks_run_ends_at_once_and_claims_nothing() {
+    let world = World::shards(1);
+    world.faults.next(Op::Describe, 100, Fault::Unavailable);
+    let worker = run(world.worker("a").build(world.probe()).expect("valid"));
+    tokio::time::sleep(5 * SECOND).await;
+    let asked = Instant::now();
+    assert_eq!(worker.stop().await.records, 0);
+    assert!(asked.elapsed() < SECOND);
+    assert!(world.table.rows().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_while_a_namesake_is_waited_for_claims_nothing() {
+    let world = World::shards(2);
+    let first = run(world.worker("a").build(world.probe()).expect("valid"));
+    until("claims", || world.owners() == ["a", "a"]).await;
+    first.crash().await;
+    let second = run(world.worker("a").build(world.probe()).expect("valid"));
+    tokio::time::sleep(FAILOVER / 2).await;
+    // This one could be claimed at once.
+    world.table.put_row(Lease { owner: None, ..world.row(1) });
+    let before = world.table.rows();
+    second.stop().await;
+    assert_eq!(world.table.rows(), before);
+}
+
+/// Fails where it can.
+struct Difficult {
+    trace: Trace,
+    context: Option<ShardContext>,
+    /// Whether ending and draining never return, instead of failing.
+    hangs: bool,
+}
+
+impl Difficult {
+    async fn refuse<T>(&self, what: &str) -> Result<T, Failure> {
+        if let Some(context) = &self.context {
+            self.trace.add(context.shard(), what);
+        }
+        if self.hangs {
+            let _note = self.context.as_ref().map(|context| OnDrop(self.trace.clone(), context.clone()));
+            pending::<()>().await;
+        }
+        Err(Failure::retry("no"))
+    }
+}
+
+impl RecordProcessor for Difficult {
+    async fn process(&mut self, _: Batch, context: &ShardContext) -> Result<Verdict, Failure> {
+        self.context = Some(context.clone());
+        Ok(Verdict::Done)
+    }
+
+    async fn shard_ended(&mut self, _: EndOfShard) -> Result<ShardDone, Failure> {
+        self.refuse("ended").await
+    }
+
+    async fn draining(&mut self, _: Drain) -> Result<Drained, Failure> {
+        self.refuse("draining").await
+    }
+
+    async fn lease_lost(&mut self, why: LeaseLost) {
+        if let Some(context) = &self.context {
+            self.trace.add(context.shard(), format!("lost: {why}"));
+        }
+    }
+}
+
+struct OnDrop(Trace, ShardContext);
+
+impl Drop for OnDrop {
+    fn drop(&mut self) {
+        self.0.add(self.1.shard(), "dropped");
+    }
+}
+
+fn difficult(world: &World, hangs: bool) -> impl kinesis_consumer::ProcessorFactory + use<> {
+    let trace = world.trace.clone();
+    move |_: ShardStart| {
+        let processor = Difficult { trace: trace.clone(), context: None, hangs };
+        async move { Ok(processor) }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_that_cannot_be_completed_does_not_hold_up_the_stop() {
+    let world = World::shards(1);
+    world.put(0, [1]);
+    let worker = run(world.worker("a").build(difficult(&world, false)).expect("valid"));
+    world.checkpoint_at(0, "1").await;
+    world.stream.split(&world.shard(0));
+    world.trace.wait_for(0, "ended").await;
+    let asked = Instant::now();
+    worker.stop().await;
+    assert!(asked.elapsed() < SECOND, "{:?}", asked.elapsed());
+    assert_eq!(world.trace.of(0).iter().filter(|what| *what == "draining").count(), 1);
+    assert_eq!(world.row(0).owner, None);
+    assert!(!world.row(0).is_finished());
+}
+
+#[tokio::test(start_paused = true)]
+async fn draining_and_shard_ended_are_dropped_when_the_lease_is_lost() {
+    for split in [true, false] {
+        let world = World::shards(1);
+        world.put(0, [1]);
+        let config = Config { shutdown_timeout: 300 * SECOND, ..config() };
+        let worker = run(world.worker_with("a", config).build(difficult(&world, true)).expect("valid"));
+        world.checkpoint_at(0, "1").await;
+        let handle = worker.handle.clone();
+        let mut beside = tokio::task::JoinSet::new();
+        let what = if split {
+            world.stream.split(&world.shard(0));
+            "ended"
+        } else {
+            beside.spawn(async move { handle.shutdown().await });
+            "draining"
+        };
+        world.trace.wait_for(0, what).await;
+        world.faults.cut();
+        let cut = Instant::now();
+        world.trace.wait_for(0, "dropped").await;
+        assert!(cut.elapsed() <= FAILOVER + SECOND, "{what}: {:?}", cut.elapsed());
+        world.trace.wait_for(0, "lost: it could not be renewed in time").await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_that_fails_gives_the_lease_up_all_the_same() {
+    let world = World::shards(1);
+    world.put(0, [1]);
+    let worker = run(world.worker("a").build(difficult(&world, false)).expect("valid"));
+    world.checkpoint_at(0, "1").await;
+    worker.stop().await;
+    assert_eq!(world.owners(), ["-"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_while_draining_gives_the_lease_up_all_the_same() {
+    let world = World::shards(2);
+    world.put(0, [1]);
+    let panics = Arc::new(AtomicU32::new(0));
+    let handler = {
+        let panics = panics.clone();
+        move |_, context: ShardContext| {
+            let panics = panics.clone();
+            async move {
+                context.stopping().await;
+                panics.fetch_add(1, Relaxed);
+                panic!("on purpose");
+            }
+        }
+    };
+    let worker = run(world.worker("a").build(world.probe_with(handler)).expect("valid"));
+    world.trace.wait_for(0, "batch 1").await;
+    let report = worker.stop().await;
+    assert_eq!((panics.load(Relaxed), world.owners()), (1, vec!["-".into(), "-".into()]));
+    assert_eq!(report.released.len(), 2);
+}
