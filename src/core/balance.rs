@@ -134,6 +134,8 @@ pub(crate) fn plan(
                 let from = planner.asked[key].from().clone();
                 arrived.push(Claim { key: key.clone(), reason: Reason::HandedOver { from }, ask: false });
             }
+            // The look is older than our request, or the request is still on its way.
+            Standing::Held { .. } if planner.asked.contains_key(key) => mine += 1,
             // Under our own name but not ours: another process may use it. Wait until it expires.
             Standing::Held { by, .. } if by == *me => {}
             Standing::Held { by, .. } => {

@@ -153,6 +153,16 @@ fn a_lease_on_its_way_counts_for_where_it_goes_and_is_taken_once_it_arrives() {
 }
 
 #[test]
+fn a_look_that_is_older_than_a_request_makes_no_more_of_them() {
+    let table = willing();
+    let asked = |lease: &Lease| (lease.key.clone(), lease.ask(&"b".into()).expect("willing"));
+    let asks: BTreeMap<LeaseKey, HandOff> = table.view.leases().take(2).map(asked).collect();
+    let planner = Planner { me: &"b".into(), held: &BTreeSet::new(), asked: &asks };
+    let plan = plan(&table.view, planner, &limits(), table.now, &mut StdRng::seed_from_u64(1));
+    assert_eq!(plan.claims, []);
+}
+
+#[test]
 fn a_holder_that_takes_too_long_to_hand_over_is_robbed() {
     let mut table = willing();
     let lease = table.view.get(&(&shard(1)).into()).expect("a lease").clone();
