@@ -298,7 +298,9 @@ impl HeldLease {
             }
             None if self.notice(writer, &row) => Ok(true),
             None => {
-                self.lose(LeaseLost::Stolen);
+                // A lower counter than ours: the row was deleted and made again meanwhile.
+                let anew = row.counter < writer.tenure.row().counter;
+                self.lose(if anew { LeaseLost::Deleted } else { LeaseLost::Stolen });
                 Ok(false)
             }
         }
