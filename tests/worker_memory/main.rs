@@ -3,6 +3,7 @@
 mod checkpoints;
 mod faces;
 mod failures;
+mod fleet;
 mod shard_end;
 mod stop;
 mod world;
