@@ -1,0 +1,413 @@
+//! A fleet of real workers, and everything that can be done to it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
+
+use kinesis_consumer::{
+    Config, Event, Report, ShardId, Worker, WorkerError, WorkerHandle,
+    io::{
+        LeaseStore, RecordSource,
+        faulty::{Faults, FaultyLeaseStore, FaultySource},
+        memory::{MemoryLeaseStore, MemoryStream},
+    },
+};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use tokio::task::{AbortHandle, JoinSet};
+
+use super::{
+    line::{Line, Network, Quality},
+    observer::{Observer, Rules},
+    processor::{Factory, Seat, Temper},
+    tap::Tap,
+    trace::short,
+};
+
+/// What a fleet is made of.
+#[derive(Clone, Debug)]
+pub(crate) struct Setup {
+    pub(crate) seed: u64,
+    pub(crate) config: Config,
+    pub(crate) shards: usize,
+    pub(crate) temper: Temper,
+    pub(crate) recording: bool,
+}
+
+impl Setup {
+    /// A calm fleet with short times.
+    pub(crate) fn new(seed: u64, shards: usize) -> Self {
+        let config = Config {
+            initial_position: kinesis_consumer::InitialPosition::TrimHorizon,
+            failover_time: Duration::from_secs(2),
+            idle_time_between_reads: Duration::from_millis(200),
+            checkpoint_interval: Duration::from_secs(1),
+            retry_delay_max: Duration::from_secs(1),
+            shutdown_timeout: Duration::from_secs(5),
+            ..Config::default()
+        };
+        Self { seed, config, shards, temper: Temper::default(), recording: true }
+    }
+}
+
+/// One life of one worker, from outside.
+pub(crate) struct Instance {
+    pub(crate) seat: Arc<Seat>,
+    pub(crate) handle: WorkerHandle,
+    pub(crate) table_faults: Faults,
+    pub(crate) stream_faults: Faults,
+    table_line: Arc<Mutex<Quality>>,
+    stream_line: Arc<Mutex<Quality>>,
+    task: AbortHandle,
+    pub(crate) state: Life,
+}
+
+/// Where a life stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Life {
+    Running,
+    /// Asked to stop.
+    Stopping,
+    Over,
+}
+
+/// How a life ended by itself.
+pub(crate) type Ending = Result<Report, WorkerError>;
+
+pub(crate) struct World {
+    pub(crate) setup: Setup,
+    pub(crate) observer: Arc<Observer>,
+    pub(crate) stream: MemoryStream,
+    pub(crate) table: MemoryLeaseStore,
+    /// What workers are given instead: sabotages go here.
+    pub(crate) store: Arc<dyn LeaseStore>,
+    pub(crate) source: Arc<dyn RecordSource>,
+    pub(crate) instances: Vec<Instance>,
+    runs: JoinSet<(usize, Ending)>,
+    beside: JoinSet<()>,
+    network: Network,
+    rng: StdRng,
+    keys: BTreeMap<u32, u32>,
+    known: BTreeSet<ShardId>,
+    /// Endings that nobody asked for.
+    pub(crate) endings: Vec<(usize, Ending)>,
+}
+
+impl World {
+    pub(crate) fn new(setup: Setup) -> Self {
+        let rules = Rules {
+            failover_time: setup.config.failover_time,
+            max_leases: setup.config.max_leases_for_worker.unwrap_or(usize::MAX),
+            max_steals: setup.config.max_leases_to_steal_at_one_time.unwrap_or(usize::MAX),
+        };
+        let (stream, table) = (MemoryStream::new("stream", setup.shards), MemoryLeaseStore::new());
+        let mut world = Self {
+            observer: Arc::new(Observer::new(rules, setup.recording)),
+            store: Arc::new(table.clone()),
+            source: Arc::new(stream.clone()),
+            stream,
+            table,
+            instances: Vec::new(),
+            runs: JoinSet::new(),
+            beside: JoinSet::new(),
+            network: Network::default(),
+            rng: StdRng::seed_from_u64(setup.seed),
+            keys: BTreeMap::new(),
+            known: BTreeSet::new(),
+            endings: Vec::new(),
+            setup,
+        };
+        world.learn_shards();
+        world
+    }
+
+    pub(crate) fn failover(&self) -> Duration {
+        self.setup.config.failover_time
+    }
+
+    /// Lets time pass. Stops early at a violation.
+    pub(crate) async fn advance(&mut self, time: Duration) {
+        tokio::time::sleep(time).await;
+        self.reap();
+    }
+
+    /// Waits until `done`, at most for `limit`. False if it did not come true.
+    pub(crate) async fn until(&mut self, limit: Duration, mut done: impl FnMut(&Self) -> bool) -> bool {
+        let end = tokio::time::Instant::now() + limit;
+        while !done(self) {
+            if tokio::time::Instant::now() >= end {
+                return false;
+            }
+            self.advance(Duration::from_millis(50)).await;
+        }
+        true
+    }
+
+    // Workers.
+
+    /// Starts a worker under `name`; says its number.
+    pub(crate) fn start(&mut self, name: &str) -> usize {
+        let (config, observer) = (&self.setup.config, &self.observer);
+        let timeout = (config.failover_time / 4).min(Duration::from_secs(5));
+        let seed: u64 = self.rng.random();
+        let seat = Seat::new(name, observer, self.setup.temper, seed);
+        let no = seat.no;
+        let (table_faults, stream_faults) = (Faults::new(seed ^ 1), Faults::new(seed ^ 2));
+        let tap = Tap { inner: self.store.clone(), seat: seat.clone() };
+        let faulty = FaultyLeaseStore::new(tap, table_faults.clone());
+        let table = Line::new(faulty, seat.clone(), self.network.clone(), timeout, seed ^ 3);
+        let tap = Tap { inner: self.source.clone(), seat: seat.clone() };
+        let faulty = FaultySource::new(tap, stream_faults.clone());
+        let stream = Line::new(faulty, seat.clone(), self.network.clone(), timeout, seed ^ 4);
+        let (table_line, stream_line) = (table.quality(), stream.quality());
+        let worker = Worker::builder("app", "stream")
+            .source(Arc::new(stream))
+            .lease_store(Arc::new(table))
+            .seed(seed)
+            .freezer(&seat.freezer)
+            .config(Config { worker_id: Some(name.into()), ..config.clone() })
+            .build(Factory(seat.clone()))
+            .expect("a valid configuration");
+        let handle = worker.handle();
+        let mut events = handle.events();
+        let listener = seat.clone();
+        self.beside.spawn(async move {
+            while let Some(event) = events.next().await {
+                match event {
+                    Event::LeaseTaken { shard, reason } => {
+                        listener.observer.taken(&listener, &shard, &reason)
+                    }
+                    other => listener.observer.note(&listener.name, || format!("{other:?}")),
+                }
+            }
+        });
+        observer.note(name, || "starts".into());
+        let task = self.runs.spawn(async move { (no, worker.run().await) });
+        let state = Life::Running;
+        let instance =
+            Instance { seat, handle, table_faults, stream_faults, table_line, stream_line, task, state };
+        self.instances.push(instance);
+        no
+    }
+
+    /// Numbers of the workers that run and have not been asked to stop.
+    pub(crate) fn running(&self) -> Vec<usize> {
+        let running = |(no, instance): (usize, &Instance)| (instance.state == Life::Running).then_some(no);
+        self.instances.iter().enumerate().filter_map(running).collect()
+    }
+
+    /// Kills a worker: all of its tasks are dropped where they stand.
+    pub(crate) async fn crash(&mut self, no: usize) {
+        let instance = &mut self.instances[no];
+        instance.state = Life::Over;
+        let name = instance.seat.name.clone();
+        self.observer.note(&name, || "crashes".into());
+        instance.seat.freezer.thaw();
+        instance.task.abort();
+        // Its tasks are dropped one after the other; none of them is polled.
+        for _ in 0..4 {
+            tokio::task::yield_now().await;
+        }
+        self.observer.ended(no);
+    }
+
+    pub(crate) fn freeze(&mut self, no: usize) {
+        self.observer.note(&self.instances[no].seat.name, || "freezes".into());
+        self.instances[no].seat.freezer.freeze();
+    }
+
+    pub(crate) fn thaw(&mut self, no: usize) {
+        if self.instances[no].seat.freezer.is_frozen() {
+            self.observer.note(&self.instances[no].seat.name, || "wakes up".into());
+            self.instances[no].seat.freezer.thaw();
+        }
+    }
+
+    /// Asks a worker to stop, and does not wait.
+    pub(crate) fn stop(&mut self, no: usize) {
+        let instance = &mut self.instances[no];
+        if instance.state == Life::Running {
+            instance.state = Life::Stopping;
+            self.observer.note(&instance.seat.name, || "is asked to stop".into());
+            let handle = instance.handle.clone();
+            self.beside.spawn(async move { handle.shutdown().await });
+        }
+    }
+
+    /// Takes note of workers that have ended.
+    pub(crate) fn reap(&mut self) {
+        while let Some(ended) = self.runs.try_join_next() {
+            let (no, ending) = match ended {
+                Ok(ended) => ended,
+                Err(error) if error.is_cancelled() => continue,
+                Err(error) => {
+                    self.observer.violate("world", format!("a worker panicked: {error}"));
+                    continue;
+                }
+            };
+            let name = self.instances[no].seat.name.clone();
+            self.observer.note(&name, || match &ending {
+                Ok(_) => "ends".into(),
+                Err(error) => format!("ends: {error}"),
+            });
+            self.observer.ended(no);
+            let asked = self.instances[no].state == Life::Stopping;
+            self.instances[no].state = Life::Over;
+            if !asked || ending.is_err() {
+                self.endings.push((no, ending));
+            }
+        }
+    }
+
+    /// Changes how the user's code of one worker behaves.
+    pub(crate) fn temper(&mut self, no: usize, temper: Temper) {
+        let seat = &self.instances[no].seat;
+        self.observer.note(&seat.name, || format!("has {temper:?}"));
+        *seat.temper.lock().expect("no panic") = temper;
+    }
+
+    pub(crate) fn table_line(&mut self, no: usize, quality: Quality) {
+        let instance = &self.instances[no];
+        self.observer.note(&instance.seat.name, || format!("reaches the table with {quality:?}"));
+        *instance.table_line.lock().expect("no panic") = quality;
+    }
+
+    pub(crate) fn stream_line(&mut self, no: usize, quality: Quality) {
+        let instance = &self.instances[no];
+        self.observer.note(&instance.seat.name, || format!("reaches the stream with {quality:?}"));
+        *instance.stream_line.lock().expect("no panic") = quality;
+    }
+
+    /// Ends every fault.
+    pub(crate) fn heal(&mut self) {
+        self.observer.note("world", || "all faults end".into());
+        self.setup.temper = Temper { slow: self.setup.temper.slow.min(50), ..Temper::default() };
+        self.table.set_scan_staleness(Duration::ZERO);
+        for no in 0..self.instances.len() {
+            let instance = &self.instances[no];
+            instance.table_faults.heal();
+            instance.stream_faults.heal();
+            *instance.table_line.lock().expect("no panic") = Quality::default();
+            *instance.stream_line.lock().expect("no panic") = Quality::default();
+            *instance.seat.temper.lock().expect("no panic") = self.setup.temper;
+            self.thaw(no);
+        }
+    }
+
+    // The stream.
+
+    /// Puts `count` records with random partition keys.
+    pub(crate) fn put(&mut self, count: usize) {
+        for _ in 0..count {
+            let key = self.rng.random_range(0..40);
+            self.put_key(key);
+        }
+    }
+
+    pub(crate) fn put_key(&mut self, key: u32) -> ShardId {
+        let in_key = self.keys.entry(key).or_default();
+        *in_key += 1;
+        let (shard, _) = self.stream.put(&format!("key-{key}"), in_key.to_string());
+        let last = self.stream.records(&shard).pop().expect("the record");
+        let arrived = last.arrived_at().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.observer.put(&shard, key, *in_key, arrived.as_millis() as u64);
+        shard
+    }
+
+    fn learn_shards(&mut self) {
+        for shard in self.stream.shards() {
+            if self.known.insert(shard.id.clone()) {
+                let parents: Vec<String> =
+                    shard.parents.iter().map(|parent| short(parent.as_str())).collect();
+                self.observer
+                    .note("stream", || format!("has shard {} after {parents:?}", short(shard.id.as_str())));
+                self.observer.shard_made(&shard.id, &shard.parents);
+            }
+        }
+    }
+
+    /// Splits one open shard.
+    pub(crate) fn split(&mut self, nth: usize) {
+        let open = self.stream.open_shards();
+        self.stream.split(&open[nth % open.len()].id);
+        self.learn_shards();
+    }
+
+    /// Merges an open shard with its neighbour, if it has one.
+    pub(crate) fn merge(&mut self, nth: usize) {
+        let open = self.stream.open_shards();
+        if open.len() > 1 {
+            let at = nth % (open.len() - 1);
+            self.stream.merge(&open[at].id, &open[at + 1].id);
+            self.learn_shards();
+        }
+    }
+
+    /// Splits and merges to another number of open shards.
+    pub(crate) fn reshard(&mut self, count: usize) {
+        let open = self.stream.open_shards().len();
+        self.stream.update_shard_count(count.clamp(open.div_ceil(2), open * 2));
+        self.learn_shards();
+    }
+
+    // The table.
+
+    pub(crate) fn drop_table(&mut self) {
+        self.observer.note("operator", || "drops the table".into());
+        for row in self.table.rows() {
+            self.observer.row_removed(&row.key.shard());
+        }
+        self.table.drop_table();
+    }
+
+    pub(crate) fn delete_row(&mut self, nth: usize) {
+        let rows = self.table.rows();
+        if let Some(row) = rows.get(nth % rows.len().max(1)) {
+            self.observer.note("operator", || format!("deletes the row of {}", short(row.key.as_str())));
+            self.table.remove_row(&row.key);
+            self.observer.row_removed(&row.key.shard());
+        }
+    }
+
+    /// Changes a row as a person would: the counter is raised or forgotten, the owner removed or replaced.
+    pub(crate) fn edit_row(&mut self, nth: usize, edit: Edit) {
+        let rows = self.table.rows();
+        let Some(mut row) = rows.get(nth % rows.len().max(1)).cloned() else { return };
+        match edit {
+            Edit::NoOwner => (row.owner, row.checkpoint_owner) = (None, None),
+            Edit::OtherOwner => {
+                (row.owner, row.checkpoint_owner) = (Some("somebody".into()), None);
+                row.counter += 1;
+            }
+            Edit::Counter => row.counter += 7,
+        }
+        self.observer.note("operator", || format!("changes {}: {edit:?}", short(row.key.as_str())));
+        self.observer.row_edited(&row.key.shard(), row.counter);
+        self.table.put_row(row);
+    }
+
+    /// Ends everything that is still under way; no task of the simulation is left after it.
+    pub(crate) async fn close(mut self) -> usize {
+        for no in 0..self.instances.len() {
+            if self.instances[no].state != Life::Over {
+                self.crash(no).await;
+            }
+        }
+        self.network.take().shutdown().await;
+        self.runs.shutdown().await;
+        self.beside.shutdown().await;
+        for _ in 0..4 {
+            tokio::task::yield_now().await;
+        }
+        tokio::runtime::Handle::current().metrics().num_alive_tasks()
+    }
+}
+
+/// What people do to rows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Edit {
+    NoOwner,
+    OtherOwner,
+    Counter,
+}

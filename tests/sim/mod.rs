@@ -1,0 +1,13 @@
+//! Whole fleets of real workers on one paused clock, over one lease table and one stream in memory.
+//!
+//! ```text
+//! worker -> Line (latency, time-outs) -> faults by seed -> Tap (the observer looks on) -> table, stream
+//! ```
+
+pub(crate) mod fleet;
+pub(crate) mod line;
+pub(crate) mod observer;
+pub(crate) mod processor;
+pub(crate) mod shards;
+pub(crate) mod tap;
+pub(crate) mod trace;

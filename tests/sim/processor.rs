@@ -1,0 +1,204 @@
+//! The user's code of the simulation: processors with a temper, which tell the observer everything.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use kinesis_consumer::{
+    Batch, CheckpointError, Drain, Drained, EndOfShard, Failure, Freezer, LeaseLost, Position,
+    ProcessorFactory, RecordProcessor, ShardContext, ShardDone, ShardId, ShardStart, Verdict, io::BoxError,
+};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use tokio::task::JoinSet;
+
+use super::{observer::Observer, shards::number};
+
+/// One life of one worker.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    pub(crate) no: usize,
+    /// The worker's id. A restarted worker may have that of an earlier life.
+    pub(crate) name: String,
+    pub(crate) observer: Arc<Observer>,
+    pub(crate) freezer: Freezer,
+    pub(crate) temper: Mutex<Temper>,
+    rng: Mutex<StdRng>,
+}
+
+/// How the user's code behaves. Chances are those of one call.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub(crate) struct Temper {
+    /// The longest that one call takes, in milliseconds.
+    pub(crate) slow: u64,
+    pub(crate) fails: f64,
+    pub(crate) panics: f64,
+    /// Gives the shard up.
+    pub(crate) gives_up: f64,
+    /// Acknowledges later, out of order.
+    pub(crate) later: f64,
+    /// Acknowledges a part and fails.
+    pub(crate) halves: f64,
+    /// Asks for a durable checkpoint.
+    pub(crate) durable: f64,
+    /// Never returns.
+    pub(crate) stuck: bool,
+    /// Acknowledges before the work is done: a sabotage.
+    pub(crate) hasty: bool,
+}
+
+/// The message of every panic that is part of the simulation.
+pub(crate) const PANIC: &str = "a simulated panic";
+
+impl Seat {
+    pub(crate) fn new(name: &str, observer: &Arc<Observer>, temper: Temper, seed: u64) -> Arc<Self> {
+        Arc::new(Self {
+            no: observer.joined(name),
+            name: name.into(),
+            observer: observer.clone(),
+            freezer: Freezer::new(),
+            temper: Mutex::new(temper),
+            rng: Mutex::new(StdRng::seed_from_u64(seed)),
+        })
+    }
+
+    fn temper(&self) -> Temper {
+        *self.temper.lock().expect("no panic")
+    }
+
+    fn chance(&self, probability: f64) -> bool {
+        probability > 0.0 && self.rng.lock().expect("no panic").random_bool(probability.min(1.0))
+    }
+
+    fn delay(&self) -> Duration {
+        let slow = self.temper().slow;
+        let millis = if slow == 0 { 0 } else { self.rng.lock().expect("no panic").random_range(0..=slow) };
+        Duration::from_millis(millis)
+    }
+
+    /// What can happen in any call.
+    async fn act(&self) -> Result<(), Failure> {
+        let temper = self.temper();
+        if temper.stuck {
+            std::future::pending::<()>().await;
+        }
+        let delay = self.delay();
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
+        assert!(!self.chance(temper.panics), "{PANIC}");
+        if self.chance(temper.gives_up) {
+            return Err(Failure::StopShard("simulated".into()));
+        }
+        if self.chance(temper.fails) {
+            return Err(Failure::retry("simulated"));
+        }
+        Ok(())
+    }
+}
+
+/// Makes the processors of one worker.
+pub(crate) struct Factory(pub(crate) Arc<Seat>);
+
+impl ProcessorFactory for Factory {
+    type Processor = Processor;
+
+    async fn create(&self, start: ShardStart) -> Result<Processor, BoxError> {
+        let seat = self.0.clone();
+        if let Err(Failure::Retry(error)) = seat.act().await {
+            return Err(error);
+        }
+        seat.observer.processor_made(&seat, &start.shard);
+        Ok(Processor { seat, shard: start.shard, later: JoinSet::new() })
+    }
+}
+
+pub(crate) struct Processor {
+    seat: Arc<Seat>,
+    shard: ShardId,
+    /// Acknowledgements to come.
+    later: JoinSet<()>,
+}
+
+impl Drop for Processor {
+    fn drop(&mut self) {
+        self.seat.observer.processor_gone(&self.seat, &self.shard);
+    }
+}
+
+impl Processor {
+    fn done(&self, first: &Position, last: &Position) {
+        self.seat.observer.acked(&self.seat, &self.shard, number(first), number(last));
+    }
+
+    /// Each record is acknowledged on its own, after a time of its own.
+    fn acknowledge_later(&mut self, batch: &Batch, context: &ShardContext) {
+        while self.later.try_join_next().is_some() {}
+        for record in batch.records() {
+            let (seat, acks, at) = (self.seat.clone(), context.acks(), record.position().clone());
+            let (shard, delay) = (self.shard.clone(), self.seat.delay());
+            let work = async move {
+                tokio::time::sleep(delay).await;
+                seat.observer.acked(&seat, &shard, number(&at), number(&at));
+                acks.ack(&at);
+            };
+            self.later.spawn(self.seat.freezer.pass(work));
+        }
+    }
+
+    async fn work(&mut self, batch: &Batch, context: &ShardContext) -> Result<Verdict, Failure> {
+        let (seat, temper) = (self.seat.clone(), self.seat.temper());
+        if temper.hasty {
+            context.acks().ack_through(batch.last());
+        }
+        seat.act().await?;
+        seat.observer.works(&seat, &self.shard);
+        if seat.chance(temper.halves) {
+            let middle = batch.records()[(batch.records().len() - 1) / 2].position();
+            self.done(batch.first(), middle);
+            context.acks().ack_through(middle);
+            return Err(Failure::retry("simulated, half-way"));
+        }
+        if seat.chance(temper.later) {
+            self.acknowledge_later(batch, context);
+            return Ok(Verdict::AckLater);
+        }
+        // Records left for later by an earlier call would be acknowledged by these two.
+        if self.later.is_empty() && seat.chance(temper.durable) {
+            self.done(batch.first(), batch.last());
+            match context.checkpoint(batch.last()).await {
+                Ok(()) | Err(CheckpointError::Unavailable(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.done(batch.first(), batch.last());
+        Ok(Verdict::Done)
+    }
+}
+
+impl RecordProcessor for Processor {
+    async fn process(&mut self, batch: Batch, context: &ShardContext) -> Result<Verdict, Failure> {
+        let seat = self.seat.clone();
+        seat.observer.delivered(&seat, &self.shard, number(batch.first()), number(batch.last()));
+        let result = self.work(&batch, context).await;
+        if result.is_err() {
+            seat.observer.failed(&seat, &self.shard, number(batch.first()));
+        }
+        result
+    }
+
+    async fn shard_ended(&mut self, end: EndOfShard) -> Result<ShardDone, Failure> {
+        self.seat.act().await?;
+        Ok(end.complete().await?)
+    }
+
+    async fn draining(&mut self, drain: Drain) -> Result<Drained, Failure> {
+        self.seat.act().await?;
+        Ok(drain.finish().await?)
+    }
+
+    async fn lease_lost(&mut self, _: LeaseLost) {
+        let delay = self.seat.delay();
+        tokio::time::sleep(delay).await;
+    }
+}

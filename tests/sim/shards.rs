@@ -1,0 +1,103 @@
+//! The stream as the observer knows it: lineage, every record, and what became of each.
+
+use std::collections::BTreeMap;
+
+use kinesis_consumer::{Position, ShardId};
+
+/// The number of a record in its shard, from 1, as the stream in memory writes it into the sequence number.
+pub(crate) fn number(position: &Position) -> u64 {
+    let digits = position.sequence.as_str();
+    digits[digits.len().saturating_sub(30)..].parse().expect("digits")
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct ShardLog {
+    pub(crate) parents: Vec<ShardId>,
+    pub(crate) children: Vec<ShardId>,
+    /// `SHARD_END` was written once.
+    pub(crate) ended: bool,
+    records: Vec<RecordLog>,
+    /// Every record up to here was delivered once, or is none of the application's.
+    delivered: u64,
+}
+
+#[derive(Debug)]
+struct RecordLog {
+    key: u32,
+    in_key: u32,
+    arrived_millis: u64,
+    acked: bool,
+}
+
+impl ShardLog {
+    pub(crate) fn put(&mut self, key: u32, in_key: u32, arrived_millis: u64) {
+        self.records.push(RecordLog { key, in_key, arrived_millis, acked: false });
+    }
+
+    pub(crate) fn last(&self) -> u64 {
+        self.records.len() as u64
+    }
+
+    /// The last record that arrived before `millis`; 0 if none did.
+    pub(crate) fn before(&self, millis: u64) -> u64 {
+        self.records.partition_point(|record| record.arrived_millis < millis) as u64
+    }
+
+    pub(crate) fn is_acked(&self, number: u64) -> bool {
+        number.checked_sub(1).and_then(|at| self.records.get(at as usize)).is_some_and(|record| record.acked)
+    }
+
+    pub(crate) fn ack(&mut self, number: u64) {
+        if let Some(record) = self.records.get_mut(number as usize - 1) {
+            record.acked = true;
+        }
+    }
+
+    /// Takes note of a delivery; an error says which record was passed over.
+    pub(crate) fn deliver(&mut self, number: u64, from: u64) -> Result<(), String> {
+        if self.delivered == 0 {
+            self.delivered = from;
+        }
+        if number > self.last() {
+            return Err(format!("record {number} was never put"));
+        }
+        if number > self.delivered + 1 {
+            return Err(format!("record {number} came before {} ever did", self.delivered + 1));
+        }
+        self.delivered = self.delivered.max(number);
+        Ok(())
+    }
+
+    /// The first record not acknowledged that arrived at `since` or later.
+    pub(crate) fn unread(&self, since: u64) -> Option<u64> {
+        let at = self.records.iter().position(|record| !record.acked && record.arrived_millis >= since)?;
+        Some(at as u64 + 1)
+    }
+
+    pub(crate) fn unread_count(&self, since: u64) -> usize {
+        self.records.iter().filter(|record| !record.acked && record.arrived_millis >= since).count()
+    }
+
+    /// The key of a record, and its number among those with this key.
+    pub(crate) fn in_key(&self, number: u64) -> Option<(u32, u32)> {
+        let record = self.records.get((number as usize).checked_sub(1)?)?;
+        Some((record.key, record.in_key))
+    }
+}
+
+/// First deliveries by partition key: the order that producers see.
+#[derive(Debug, Default)]
+pub(crate) struct Keys(BTreeMap<u32, u32>);
+
+impl Keys {
+    /// Takes note of a delivery; an error if a record of the key was passed over. Whatever precedes the
+    /// first record of a key that is ever delivered belongs to the time before the application began.
+    pub(crate) fn deliver(&mut self, key: u32, in_key: u32) -> Result<(), String> {
+        let last = self.0.entry(key).or_insert(in_key.saturating_sub(1));
+        if in_key > *last + 1 {
+            return Err(format!("record {in_key} of key {key} came before {} ever did", *last + 1));
+        }
+        *last = (*last).max(in_key);
+        Ok(())
+    }
+}

@@ -1,0 +1,106 @@
+//! The last step before table and stream: the observer sees every write that takes effect.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use kinesis_consumer::{
+    HandOff, Lease, LeaseKey, LeaseWrite, Shard, ShardId,
+    io::{
+        LeaseError, LeaseStore, Page, RecordSource, ShardFilter, ShardIterator, SourceError, StartFrom,
+        StreamDescription,
+    },
+};
+use tokio::time::Instant;
+
+use super::{line::SENT, processor::Seat};
+
+/// The table and the stream, as one worker reaches them. Shared by the whole fleet but for `seat`.
+#[derive(Debug)]
+pub(crate) struct Tap<T: ?Sized> {
+    pub(crate) inner: Arc<T>,
+    pub(crate) seat: Arc<Seat>,
+}
+
+impl<T: ?Sized> Clone for Tap<T> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), seat: self.seat.clone() }
+    }
+}
+
+fn sent() -> Instant {
+    SENT.try_with(|sent| *sent).unwrap_or_else(|_| Instant::now())
+}
+
+#[async_trait]
+impl LeaseStore for Tap<dyn LeaseStore> {
+    async fn open(&self, create: bool) -> Result<(), LeaseError> {
+        self.inner.open(create).await
+    }
+
+    async fn list(&self) -> Result<Vec<Lease>, LeaseError> {
+        self.inner.list().await
+    }
+
+    async fn get(&self, key: &LeaseKey) -> Result<Option<Lease>, LeaseError> {
+        self.inner.get(key).await
+    }
+
+    async fn create(&self, lease: &Lease) -> Result<bool, LeaseError> {
+        let created = self.inner.create(lease).await;
+        if let Ok(true) = created {
+            self.seat.observer.created(&self.seat, lease);
+        }
+        created
+    }
+
+    async fn write(&self, write: &LeaseWrite) -> Result<(), LeaseError> {
+        let before = self.inner.get(write.key()).await.ok().flatten();
+        let result = self.inner.write(write).await;
+        let after = self.inner.get(write.key()).await.ok().flatten();
+        // What the table shows counts, not what it says.
+        if let (Some(before), Some(after)) = (before, after)
+            && before != after
+        {
+            self.seat.observer.wrote(&self.seat, sent(), write, &before, &after);
+        } else {
+            self.seat.observer.refused(&self.seat, write);
+        }
+        result
+    }
+
+    async fn hand_off(&self, request: &HandOff) -> Result<(), LeaseError> {
+        let result = self.inner.hand_off(request).await;
+        if result.is_ok() {
+            self.seat.observer.asked(&self.seat, request);
+        }
+        result
+    }
+
+    async fn delete(&self, seen: &Lease) -> Result<bool, LeaseError> {
+        let before = self.inner.get(&seen.key).await.ok().flatten();
+        let deleted = self.inner.delete(seen).await;
+        if let (Ok(true), Some(row)) = (&deleted, before) {
+            self.seat.observer.deleted(&self.seat, &row);
+        }
+        deleted
+    }
+}
+
+#[async_trait]
+impl RecordSource for Tap<dyn RecordSource> {
+    async fn describe(&self) -> Result<StreamDescription, SourceError> {
+        self.inner.describe().await
+    }
+
+    async fn list_shards(&self, filter: ShardFilter) -> Result<Vec<Shard>, SourceError> {
+        self.inner.list_shards(filter).await
+    }
+
+    async fn open(&self, shard: &ShardId, from: &StartFrom) -> Result<ShardIterator, SourceError> {
+        self.inner.open(shard, from).await
+    }
+
+    async fn read(&self, shard: &ShardId, from: &ShardIterator, limit: usize) -> Result<Page, SourceError> {
+        self.inner.read(shard, from, limit).await
+    }
+}
