@@ -1,11 +1,138 @@
-//! Fleets of workers under faults. `SIM_SEEDS=20000 cargo test --release --test simulation` runs so many
-//! seeds; `SIM_SEED=7` repeats one and prints what happened.
+//! Fleets of workers under faults. `SIM_SEEDS=20000 cargo test --release --test simulation random` runs so
+//! many seeds; `SIM_SEED=7` repeats one and prints what happened.
 
 mod sim;
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Mutex, Once,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
-use sim::fleet::{Setup, World};
+use sim::{
+    fleet::{Setup, World},
+    processor::PANIC,
+    run::{Outcome, run, shrink},
+    script::Script,
+};
+
+/// Seeds in a plain `cargo test`.
+const SEEDS: u64 = 40;
+
+/// Panics that are part of the simulation say nothing.
+fn quiet() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            let simulated = info.payload().downcast_ref::<String>().is_some_and(|text| text.contains(PANIC))
+                || info.payload().downcast_ref::<&str>().is_some_and(|text| text.contains(PANIC));
+            if !simulated {
+                usual(info);
+            }
+        }));
+    });
+}
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().and_then(|value| value.parse().ok())
+}
+
+/// What to read when a seed fails.
+fn explain(seed: u64, script: &Script, outcome: &Outcome) -> String {
+    let violations = outcome.violations.join("\n");
+    format!(
+        "seed {seed} fails. Repeat it with\n\n    SIM_SEED={seed} cargo test --test simulation random\n\n\
+        {script}\n{}\n{violations}\n",
+        outcome.trace
+    )
+}
+
+#[test]
+fn random_fleets_keep_every_promise() {
+    quiet();
+    if let Some(seed) = number("SIM_SEED") {
+        let script = Script::draw(seed);
+        let outcome = run(&script, true);
+        println!("{script}\n{}", outcome.trace);
+        assert!(outcome.violations.is_empty(), "{}", outcome.violations.join("\n"));
+        return;
+    }
+    let (first, count) = (number("SIM_FIRST").unwrap_or(0), number("SIM_SEEDS").unwrap_or(SEEDS));
+    let jobs = number("SIM_JOBS")
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get() as u64));
+    let (next, failed, sum) = (AtomicU64::new(first), Mutex::new(Vec::new()), Mutex::new(Sum::default()));
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                while failed.lock().expect("no panic").len() < 10 {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= first + count {
+                        break;
+                    }
+                    let outcome = run(&Script::draw(seed), false);
+                    sum.lock().expect("no panic").add(&outcome);
+                    if let Some(violation) = outcome.violations.first() {
+                        println!("seed {seed}: {violation}");
+                        failed.lock().expect("no panic").push(seed);
+                    }
+                }
+            });
+        }
+    });
+    println!("{:?}", sum.into_inner().expect("no panic"));
+    let mut failed = failed.into_inner().expect("no panic");
+    failed.sort_unstable();
+    if let Some(seed) = failed.first() {
+        let script = shrink(&Script::draw(*seed));
+        let outcome = run(&script, true);
+        panic!("{}\nfailed: {failed:?}", explain(*seed, &script, &outcome));
+    }
+}
+
+/// What all seeds together amount to.
+#[derive(Debug, Default)]
+#[expect(dead_code, reason = "printed")]
+struct Sum {
+    seeds: u64,
+    simulated: Duration,
+    records: u64,
+    deliveries: u64,
+    claims: u64,
+    stolen_alive: u64,
+    handed_over: u64,
+    calls: u64,
+    longest_recovery: Duration,
+}
+
+impl Sum {
+    fn add(&mut self, outcome: &Outcome) {
+        let counts = outcome.counts;
+        self.seeds += 1;
+        self.simulated += outcome.simulated;
+        self.records += counts.records;
+        self.deliveries += counts.deliveries;
+        self.claims += counts.claims;
+        self.stolen_alive += counts.stolen_alive;
+        self.handed_over += counts.handed_over;
+        self.calls += counts.calls;
+        self.longest_recovery = self.longest_recovery.max(outcome.recovered);
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace() {
+    quiet();
+    for seed in 0..8 {
+        let script = Script::draw(seed);
+        let (first, second) = (run(&script, true).trace, run(&script, true).trace);
+        let differs = first.lines.iter().zip(&second.lines).find(|(first, second)| first != second);
+        assert_eq!(differs, None, "seed {seed}");
+        assert_eq!(first.lines.len(), second.lines.len(), "seed {seed}");
+    }
+}
 
 #[tokio::test(start_paused = true)]
 async fn two_workers_read_everything_although_one_crashes_and_comes_back() {

@@ -203,10 +203,9 @@ impl World {
         instance.state = Life::Over;
         let name = instance.seat.name.clone();
         self.observer.note(&name, || "crashes".into());
-        instance.seat.freezer.thaw();
         instance.task.abort();
         // Its tasks are dropped one after the other; none of them is polled.
-        for _ in 0..4 {
+        for _ in 0..8 {
             tokio::task::yield_now().await;
         }
         self.observer.ended(no);
@@ -397,7 +396,7 @@ impl World {
         self.network.take().shutdown().await;
         self.runs.shutdown().await;
         self.beside.shutdown().await;
-        for _ in 0..4 {
+        for _ in 0..8 {
             tokio::task::yield_now().await;
         }
         tokio::runtime::Handle::current().metrics().num_alive_tasks()

@@ -8,6 +8,8 @@ pub(crate) mod fleet;
 pub(crate) mod line;
 pub(crate) mod observer;
 pub(crate) mod processor;
+pub(crate) mod run;
+pub(crate) mod script;
 pub(crate) mod shards;
 pub(crate) mod tap;
 pub(crate) mod trace;

@@ -1,0 +1,292 @@
+//! What happens to a fleet in one seed: its setup, its producers and its faults, drawn before anything runs.
+//!
+//! Each seed draws first which kinds of faults it has at all: few kinds often show more than all at once.
+
+use std::{fmt, time::Duration};
+
+use kinesis_consumer::{Config, InitialPosition, OnShutdown, io::faulty::Fault};
+use rand::{Rng, RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+
+use super::{
+    fleet::{Edit, Setup},
+    line::Quality,
+    processor::Temper,
+};
+
+/// One thing that is done to the fleet.
+#[derive(Clone, Debug)]
+pub(crate) enum Step {
+    /// A worker joins.
+    Join,
+    /// One worker dies; another with the same or a new id takes its place after a while, if at all.
+    Crash {
+        nth: usize,
+        back: Option<Back>,
+    },
+    /// One worker is asked to stop.
+    Stop {
+        nth: usize,
+        back: Option<Back>,
+    },
+    /// One worker stands still.
+    Freeze {
+        nth: usize,
+        millis: u64,
+    },
+    /// A second process with the id of a worker that runs.
+    Twin {
+        nth: usize,
+    },
+    /// The user's code of one worker, or of all, misbehaves.
+    Temper {
+        nth: Option<usize>,
+        temper: Temper,
+        millis: u64,
+    },
+    /// Calls of one worker, or of all, fail.
+    Faults {
+        nth: Option<usize>,
+        door: Door,
+        faults: Vec<(f64, Fault)>,
+        millis: u64,
+    },
+    /// The line of one worker, or of all, is bad.
+    Line {
+        nth: Option<usize>,
+        door: Door,
+        quality: Quality,
+        millis: u64,
+    },
+    Split(usize),
+    Merge(usize),
+    Double,
+    Halve,
+    Burst(usize),
+    /// Scans of the table show the past.
+    Stale {
+        by: u64,
+        millis: u64,
+    },
+    DropTable,
+    DeleteRow(usize),
+    EditRow(usize, Edit),
+}
+
+/// How a worker comes back.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Back {
+    pub(crate) same_id: bool,
+    pub(crate) after_millis: u64,
+}
+
+/// Which door of a worker.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Door {
+    Table,
+    Stream,
+    Both,
+}
+
+/// A whole run.
+#[derive(Clone, Debug)]
+pub(crate) struct Script {
+    pub(crate) setup: Setup,
+    pub(crate) workers: usize,
+    /// Producers put so many records every so many milliseconds.
+    pub(crate) rate: (usize, u64),
+    pub(crate) length: u64,
+    /// With their times in milliseconds, in order.
+    pub(crate) steps: Vec<(u64, Step)>,
+}
+
+impl fmt::Display for Script {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { setup, workers, rate, length, steps } = self;
+        let (records, every) = rate;
+        writeln!(f, "{workers} workers, {} shards, {records} records every {every} ms", setup.shards)?;
+        writeln!(f, "{:?}\n{:?}", setup.config, setup.temper)?;
+        for (at, step) in steps {
+            writeln!(f, "{:>5}.{:03}  {step:?}", at / 1000, at % 1000)?;
+        }
+        writeln!(f, "{:>5}.{:03}  all faults end", length / 1000, length % 1000)
+    }
+}
+
+/// The kinds of faults.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Membership,
+    Freeze,
+    Temper,
+    TableFaults,
+    StreamFaults,
+    Lines,
+    Reshard,
+    Operator,
+    Twin,
+}
+
+const KINDS: [Kind; 9] = [
+    Kind::Membership,
+    Kind::Freeze,
+    Kind::Temper,
+    Kind::TableFaults,
+    Kind::StreamFaults,
+    Kind::Lines,
+    Kind::Reshard,
+    Kind::Operator,
+    Kind::Twin,
+];
+
+fn millis(duration: Duration) -> u64 {
+    duration.as_millis() as u64
+}
+
+impl Script {
+    /// The run of one seed.
+    pub(crate) fn draw(seed: u64) -> Self {
+        let rng = &mut StdRng::seed_from_u64(seed);
+        let config = config(rng);
+        let failover = millis(config.failover_time);
+        let bounded = config.max_leases_for_worker.is_some();
+        let most = if rng.random_bool(0.2) { 8 } else { 4 };
+        let workers = rng.random_range(1..=most);
+        let most = if !bounded && rng.random_bool(0.1) { 32 } else { 8 };
+        let shards = rng.random_range(1..=most);
+        let length = rng.random_range(5 * failover..=20 * failover).min(60_000);
+        let kinds: Vec<Kind> = KINDS.iter().copied().filter(|_| rng.random_bool(0.35)).collect();
+        let from_start = config.initial_position == InitialPosition::TrimHorizon;
+        let allowed = |kind: &Kind| match kind {
+            Kind::Operator => from_start,
+            Kind::Reshard => shards <= 16,
+            _ => true,
+        };
+        let kinds: Vec<Kind> = kinds.into_iter().filter(allowed).collect();
+        let mut steps = Vec::new();
+        for _ in 0..rng.random_range(0..=12) {
+            if let Some(kind) = kinds.choose(rng) {
+                steps.push((rng.random_range(0..length), step(*kind, failover, bounded, rng)));
+            }
+        }
+        steps.sort_by_key(|(at, _)| *at);
+        let slow = if rng.random_bool(0.5) { rng.random_range(0..300) } else { 0 };
+        let later = if rng.random_bool(0.2) { rng.random_range(0.0..1.0) } else { 0.0 };
+        let durable = if rng.random_bool(0.2) { rng.random_range(0.0..1.0) } else { 0.0 };
+        let temper = Temper { slow, later, durable, ..Temper::default() };
+        let setup = Setup { seed, config, shards, temper, recording: false };
+        let rate = (rng.random_range(1..=5), rng.random_range(50..=500));
+        Self { setup, workers, rate, length, steps }
+    }
+}
+
+fn config(rng: &mut StdRng) -> Config {
+    let failover = *[1000, 1000, 2000, 2000, 3000, 5000].choose(rng).expect("some");
+    let between =
+        |rng: &mut StdRng, least: u64, most: u64| Duration::from_millis(rng.random_range(least..=most));
+    let limit = |rng: &mut StdRng, most| rng.random_bool(0.2).then(|| rng.random_range(1..=most));
+    Config {
+        initial_position: match rng.random_bool(0.85) {
+            true => InitialPosition::TrimHorizon,
+            false => InitialPosition::Latest,
+        },
+        failover_time: Duration::from_millis(failover),
+        max_leases_for_worker: limit(rng, 6).map(|limit: usize| limit.max(2)),
+        max_leases_to_steal_at_one_time: limit(rng, 3),
+        scan_budget: *[5.0, 5.0, 1.0, 50.0].choose(rng).expect("some"),
+        on_shutdown: if rng.random_bool(0.85) { OnShutdown::Release } else { OnShutdown::Keep },
+        idle_time_between_reads: between(rng, 200, 1000),
+        max_records: rng.random_range(1..=50),
+        checkpoint_interval: between(rng, 50, 3000),
+        retry_delay_min: between(rng, 10, 200),
+        retry_delay_max: between(rng, 200, 2000),
+        stall_timeout: between(rng, 3000, 30_000),
+        shutdown_timeout: between(rng, 500, 5000),
+        ..Config::default()
+    }
+}
+
+fn step(kind: Kind, failover: u64, bounded: bool, rng: &mut StdRng) -> Step {
+    let nth = rng.random_range(0..64);
+    let some = rng.random_bool(0.7).then_some(nth);
+    let span = rng.random_range(failover / 10..=4 * failover);
+    let back = |rng: &mut StdRng| {
+        let (same_id, after_millis) = (rng.random_bool(0.5), rng.random_range(0..=2 * failover));
+        rng.random_bool(0.7).then_some(Back { same_id, after_millis })
+    };
+    match kind {
+        Kind::Membership => match rng.random_range(0..4) {
+            0 => Step::Join,
+            1 => Step::Stop { nth, back: back(rng) },
+            _ => Step::Crash { nth, back: back(rng) },
+        },
+        Kind::Freeze => Step::Freeze { nth, millis: span },
+        Kind::Twin => Step::Twin { nth },
+        Kind::Temper => Step::Temper { nth: some, temper: temper(failover, rng), millis: span },
+        Kind::TableFaults => {
+            Step::Faults { nth: some, door: Door::Table, faults: faults(failover, rng), millis: span }
+        }
+        Kind::StreamFaults => {
+            Step::Faults { nth: some, door: Door::Stream, faults: faults(failover, rng), millis: span }
+        }
+        Kind::Lines => {
+            let door = *[Door::Table, Door::Stream, Door::Both].choose(rng).expect("some");
+            Step::Line { nth: some, door, quality: quality(failover, rng), millis: span }
+        }
+        Kind::Reshard => match rng.random_range(0..6) {
+            0 | 1 => Step::Split(nth),
+            2 | 3 => Step::Merge(nth),
+            4 if !bounded => Step::Double,
+            4 => Step::Split(nth),
+            _ => Step::Halve,
+        },
+        Kind::Operator => match rng.random_range(0..8) {
+            0 => Step::DropTable,
+            1 | 2 => Step::DeleteRow(nth),
+            3 | 4 => Step::Stale { by: rng.random_range(1..=failover / 2), millis: span },
+            5 => Step::EditRow(nth, Edit::NoOwner),
+            6 => Step::EditRow(nth, Edit::OtherOwner),
+            _ => Step::EditRow(nth, Edit::Counter),
+        },
+    }
+}
+
+fn temper(failover: u64, rng: &mut impl Rng) -> Temper {
+    let slow = rng.random_range(0..=2 * failover);
+    let chance = rng.random_range(0.05..1.0);
+    match rng.random_range(0..7) {
+        0 => Temper { slow, ..Temper::default() },
+        1 => Temper { fails: chance, ..Temper::default() },
+        2 => Temper { panics: chance / 3.0, slow: slow / 10, ..Temper::default() },
+        3 => Temper { gives_up: chance / 3.0, ..Temper::default() },
+        4 => Temper { later: chance, slow, ..Temper::default() },
+        5 => Temper { halves: chance, durable: chance, slow: slow / 10, ..Temper::default() },
+        _ => Temper { stuck: true, ..Temper::default() },
+    }
+}
+
+/// Faults of 30, 60 or 100 % of the calls, in all, or a few of each kind.
+fn faults(failover: u64, rng: &mut impl Rng) -> Vec<(f64, Fault)> {
+    let share = *[0.05, 0.3, 0.6, 1.0].choose(rng).expect("some");
+    let delay = Duration::from_millis(rng.random_range(1..=failover / 2));
+    let kinds = [
+        Fault::Unavailable,
+        Fault::Throttled,
+        Fault::LostReply,
+        Fault::Delay(delay),
+        Fault::DelayedReply(delay),
+    ];
+    match rng.random_range(0..10) {
+        0..6 => vec![(share, *kinds.choose(rng).expect("some"))],
+        6 => vec![(share, Fault::Denied)],
+        _ => kinds.iter().map(|fault| (share / 5.0, *fault)).collect(),
+    }
+}
+
+fn quality(failover: u64, rng: &mut impl Rng) -> Quality {
+    match rng.random_range(0..4) {
+        0 => Quality { deaf: true, ..Quality::default() },
+        1 => Quality { latency: rng.random_range(1..=50), ..Quality::default() },
+        2 => Quality { latency: rng.random_range(50..=failover / 2), ..Quality::default() },
+        _ => Quality { expires: rng.random_range(0.0..1.0), ..Quality::default() },
+    }
+}
