@@ -6,13 +6,13 @@
 use std::{
     pin::pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -50,7 +50,9 @@ pub(super) struct ShardLink {
     pub(super) hungry: Notify,
     is_hungry: AtomicBool,
     /// The deadline of a drain, once one is asked for.
-    drain: watch::Sender<Option<Instant>>,
+    drain_until: OnceLock<Instant>,
+    /// Unlike a watch channel this wakes its waiters in the order in which they came: runs can be repeated.
+    drain_asked: CancellationToken,
     /// The user's side has let go of the shard.
     pub(super) let_go: CancellationToken,
     /// Reading has begun.
@@ -99,7 +101,8 @@ impl ShardLink {
             settled: Notify::new(),
             hungry: Notify::new(),
             is_hungry: AtomicBool::new(true),
-            drain: watch::Sender::new(None),
+            drain_until: OnceLock::new(),
+            drain_asked: CancellationToken::new(),
             let_go: CancellationToken::new(),
             opened: CancellationToken::new(),
             records: AtomicU64::new(0),
@@ -328,22 +331,18 @@ impl ShardLink {
 
     /// Asks the user's side to stop until then. The first deadline stays.
     pub(super) fn ask_to_drain(&self, until: Instant) {
-        self.drain.send_if_modified(|drain| {
-            let first = drain.is_none();
-            drain.get_or_insert(until);
-            first
-        });
+        self.drain_until.get_or_init(|| until);
+        self.drain_asked.cancel();
     }
 
     pub(super) fn is_draining(&self) -> bool {
-        self.drain.borrow().is_some()
+        self.drain_asked.is_cancelled()
     }
 
     /// Resolves with the deadline once a drain is asked for.
     pub(super) async fn draining(&self) -> Instant {
-        let mut drain = self.drain.subscribe();
-        let asked = drain.wait_for(Option::is_some).await;
-        asked.ok().and_then(|until| *until).expect("the sender lives as long as the link")
+        self.drain_asked.cancelled().await;
+        *self.drain_until.get().expect("set before the token is cancelled")
     }
 
     /// Resolves once everything delivered is acknowledged.
