@@ -48,8 +48,12 @@ pub(crate) enum Standing {
 
 impl LeaseView {
     /// Takes in one look at the whole table, whose answer arrived at `now`. Rows that are gone are forgotten.
-    pub(crate) fn observe(&mut self, leases: Vec<Lease>, now: Instant) {
+    ///
+    /// Returns the keys of rows that showed an older counter than known: the look is stale, or the row was
+    /// deleted and made anew. Nothing changes for them before a consistent read [confirms](Self::confirm) it.
+    pub(crate) fn observe(&mut self, leases: Vec<Lease>, now: Instant) -> Vec<LeaseKey> {
         let mut known = std::mem::take(&mut self.rows);
+        let mut doubtful = Vec::new();
         for lease in leases {
             let (mut moved_at, mut asked_at) = (now, now);
             if let Some(mut seen) = known.remove(&lease.key) {
@@ -57,6 +61,7 @@ impl LeaseView {
                 let older = seen.lease.counter > lease.counter && seen.lease.owner.is_some();
                 if older && now < *seen.older_since.get_or_insert(now) + LONGEST_STALENESS {
                     self.rows.insert(lease.key.clone(), seen);
+                    doubtful.push(lease.key);
                     continue;
                 }
                 if seen.lease.counter == lease.counter && seen.lease.holder() == lease.holder() {
@@ -69,12 +74,24 @@ impl LeaseView {
             }
             self.rows.insert(lease.key.clone(), Seen { lease, moved_at, asked_at, older_since: None });
         }
+        doubtful
     }
 
     /// Takes in a row that this worker has just written or read itself.
     pub(crate) fn note(&mut self, lease: Lease, now: Instant) {
         let seen = Seen { moved_at: now, asked_at: now, older_since: None, lease };
         self.rows.insert(seen.lease.key.clone(), seen);
+    }
+
+    /// Takes in what a consistent read showed of a row, arrived at `now`: it counts even if it is older than
+    /// what was known.
+    pub(crate) fn confirm(&mut self, key: &LeaseKey, row: Option<Lease>, now: Instant) {
+        let known = self.rows.get(key).map(|seen| seen.lease.counter);
+        match row {
+            Some(row) if known != Some(row.counter) => self.note(row, now),
+            Some(_) => {}
+            None => drop(self.rows.remove(key)),
+        }
     }
 
     /// All rows, by key.
@@ -151,6 +168,22 @@ mod tests {
 
     fn standing(view: &LeaseView, now: Instant) -> Standing {
         view.rows().next().expect("one row").standing(FAILOVER, now)
+    }
+
+    #[test]
+    fn a_row_that_was_made_anew_is_known_by_its_new_counter_once_it_is_confirmed() {
+        let (mut view, start) = (LeaseView::default(), Instant::now());
+        view.observe(vec![row(Some("a"), 70)], start);
+        let later = start + FAILOVER / 2;
+        let key = row(None, 0).key;
+        assert_eq!(view.observe(vec![row(Some("b"), 3)], later), [key.clone()]);
+        view.confirm(&key, Some(row(Some("a"), 70)), later);
+        assert_eq!(view.next_expiry(&"me".into(), FAILOVER, later), Some(start + FAILOVER), "it was stale");
+        view.confirm(&key, Some(row(Some("b"), 3)), later);
+        assert_eq!(view.next_expiry(&"me".into(), FAILOVER, later), Some(later + FAILOVER));
+        assert_eq!(view.observe(vec![row(Some("b"), 4)], later), []);
+        view.confirm(&key, None, later);
+        assert_eq!(view.get(&key), None);
     }
 
     #[test]

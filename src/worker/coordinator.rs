@@ -56,6 +56,8 @@ const ASKED_INTERVAL: Duration = Duration::from_millis(150);
 const ASKED_AT_ONCE: usize = 8;
 /// A row is about this large; for the read budget.
 const ROW_BYTES: f64 = 512.0;
+/// Rows in doubt that are read again in one look.
+const CONFIRMED_AT_ONCE: usize = 8;
 /// One read unit of an eventually consistent scan.
 const READ_UNIT_BYTES: f64 = 8192.0;
 
@@ -223,7 +225,8 @@ impl Coordinator {
                     info!(count, "the lease table can be read again");
                 }
                 self.backoff.reset();
-                self.view.observe(leases, clock::now());
+                let doubtful = self.view.observe(leases, clock::now());
+                self.confirm(doubtful).await;
                 self.act().await
             }
             Err(error) => {
@@ -236,6 +239,18 @@ impl Coordinator {
                     self.remake_table().await;
                 }
                 Ok(clock::now() + self.backoff.next(&mut self.parts.rng))
+            }
+        }
+    }
+
+    /// Reads rows again that showed an older counter than known. Without it a row that was deleted and made
+    /// anew would never be claimed, or claimed from its living holder once the counters meet.
+    async fn confirm(&mut self, doubtful: Vec<LeaseKey>) {
+        // Our own are confirmed by their writes.
+        let others = doubtful.into_iter().filter(|key| !self.links.contains_key(key));
+        for key in others.take(CONFIRMED_AT_ONCE).collect::<Vec<_>>() {
+            if let Ok(row) = self.parts.store.get(&key).await {
+                self.view.confirm(&key, row, clock::now());
             }
         }
     }
