@@ -25,13 +25,7 @@ pub(crate) struct Seen {
     moved_at: Instant,
     /// When the present state of the hand-off was first seen.
     asked_at: Instant,
-    /// Since when looks have shown a lower counter.
-    older_since: Option<Instant>,
 }
-
-/// Looks may be stale, by milliseconds and seldom more. A counter that is lower for this long is that of a
-/// row which was deleted and made again.
-const LONGEST_STALENESS: Duration = Duration::from_secs(10);
 
 /// Whether a lease can be claimed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,10 +50,9 @@ impl LeaseView {
         let mut doubtful = Vec::new();
         for lease in leases {
             let (mut moved_at, mut asked_at) = (now, now);
-            if let Some(mut seen) = known.remove(&lease.key) {
+            if let Some(seen) = known.remove(&lease.key) {
                 // A look may be stale and show an older counter again: that is no sign of life.
-                let older = seen.lease.counter > lease.counter && seen.lease.owner.is_some();
-                if older && now < *seen.older_since.get_or_insert(now) + LONGEST_STALENESS {
+                if seen.lease.counter > lease.counter && seen.lease.owner.is_some() {
                     self.rows.insert(lease.key.clone(), seen);
                     doubtful.push(lease.key);
                     continue;
@@ -72,15 +65,14 @@ impl LeaseView {
                     asked_at = seen.asked_at;
                 }
             }
-            self.rows.insert(lease.key.clone(), Seen { lease, moved_at, asked_at, older_since: None });
+            self.rows.insert(lease.key.clone(), Seen { lease, moved_at, asked_at });
         }
         doubtful
     }
 
     /// Takes in a row that this worker has just written or read itself.
     pub(crate) fn note(&mut self, lease: Lease, now: Instant) {
-        let seen = Seen { moved_at: now, asked_at: now, older_since: None, lease };
-        self.rows.insert(seen.lease.key.clone(), seen);
+        self.rows.insert(lease.key.clone(), Seen { lease, moved_at: now, asked_at: now });
     }
 
     /// Takes in what a consistent read showed of a row, arrived at `now`: it counts even if it is older than
@@ -221,18 +213,6 @@ mod tests {
         view.observe(vec![], start + FAILOVER / 2);
         view.observe(vec![row(None, 0)], start + FAILOVER / 2);
         assert_eq!(standing(&view, start + FAILOVER), Standing::Free { since: start + FAILOVER / 2 });
-    }
-
-    #[test]
-    fn a_row_that_was_made_anew_between_two_looks_is_believed_in_time() {
-        let (start, mut view) = (Instant::now(), LeaseView::default());
-        view.observe(vec![row(Some("a"), 1_000_000)], start);
-        view.observe(vec![row(Some("b"), 1)], start + FAILOVER / 2);
-        view.observe(vec![row(Some("b"), 2)], start + FAILOVER);
-        assert_eq!(view.leases().next().expect("one row").counter, 1_000_000, "may be stale");
-        let now = start + FAILOVER / 2 + LONGEST_STALENESS;
-        view.observe(vec![row(Some("b"), 3)], now);
-        assert_eq!(standing(&view, now), Standing::Held { by: "b".into(), until: now + FAILOVER });
     }
 
     #[test]
