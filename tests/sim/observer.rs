@@ -366,8 +366,8 @@ impl Observer {
 fn kind(write: &LeaseWrite) -> String {
     let mark = match write.mark() {
         None => String::new(),
-        Some(Mark::Done(Checkpoint::At(at))) => format!(" at {}", number(at)),
-        Some(Mark::Done(checkpoint)) => format!(" at {checkpoint}"),
+        Some(Mark::Done(Checkpoint::At(at)) | Mark::Advanced(Checkpoint::At(at))) => format!(" at {}", number(at)),
+        Some(Mark::Done(checkpoint) | Mark::Advanced(checkpoint)) => format!(" at {checkpoint}"),
         Some(Mark::Prepared(_)) => " with a prepared checkpoint".into(),
     };
     let verb = match (write.owner(), write.mark()) {
@@ -450,7 +450,7 @@ impl State {
                 }
             }
         }
-        if let Some(Mark::Done(checkpoint)) = write.mark() {
+        if let Some(Mark::Done(checkpoint) | Mark::Advanced(checkpoint)) = write.mark() {
             self.checkpointed(seat, &shard, checkpoint, before);
         }
     }
