@@ -68,7 +68,8 @@ pub struct Config {
     /// 10 MiB, the size of one read. What is being processed comes on top: one read a shard.
     pub memory_budget: usize,
 
-    /// How often the acknowledged position of a shard is written to the lease table. Default 5 s.
+    /// How often the acknowledged position of a shard is written to the lease table. Default 5 s; at least
+    /// 100 ms.
     ///
     /// One write also renews the lease. After a crash the records of at most this time come again.
     #[serde(with = "humantime_serde")]
@@ -186,6 +187,20 @@ impl Config {
         check(self.retry_delay_max >= self.retry_delay_min, "retry_delay_max", why);
         let why = at_least(self.stall_timeout, second);
         check(self.stall_timeout >= second, "stall_timeout", why);
+        let tenth = Duration::from_millis(100);
+        let why = at_least(self.checkpoint_interval, tenth);
+        check(self.checkpoint_interval >= tenth, "checkpoint_interval", why);
+        let most = Duration::from_secs(365 * 24 * 3600);
+        for (field, value) in [
+            ("failover_time", self.failover_time),
+            ("idle_time_between_reads", self.idle_time_between_reads),
+            ("checkpoint_interval", self.checkpoint_interval),
+            ("retry_delay_max", self.retry_delay_max),
+            ("stall_timeout", self.stall_timeout),
+            ("shutdown_timeout", self.shutdown_timeout),
+        ] {
+            check(value <= most, field, format!("{value:?} is too long; at most a year"));
+        }
         for (field, name) in [("worker_id", &self.worker_id), ("lease_table_name", &self.lease_table_name)] {
             check(
                 name.as_deref() != Some(""),
@@ -201,7 +216,12 @@ impl Config {
         self.failover_time / 2
     }
 
-    /// How long one call to DynamoDB or Kinesis may take: several fit into the life of a lease.
+    /// How long one call to Kinesis may take. It keeps no lease waiting, and brings up to 10 MiB.
+    pub(crate) fn read_timeout(&self) -> Duration {
+        Duration::from_secs(10)
+    }
+
+    /// How long one call to DynamoDB may take: several fit into the life of a lease.
     pub(crate) fn call_timeout(&self) -> Duration {
         (self.failover_time / 4).min(Duration::from_secs(5))
     }
@@ -255,6 +275,18 @@ mod tests {
             "worker_id",
         ];
         assert_eq!(fields, expected);
+    }
+
+    #[test]
+    fn a_time_that_never_ends_is_refused() {
+        let config = Config {
+            stall_timeout: Duration::MAX,
+            shutdown_timeout: Duration::MAX,
+            checkpoint_interval: Duration::ZERO,
+            ..Config::default()
+        };
+        let fields: Vec<_> = config.problems().into_iter().map(|problem| problem.field).collect();
+        assert_eq!(fields, ["checkpoint_interval", "stall_timeout", "shutdown_timeout"]);
     }
 
     #[test]

@@ -85,6 +85,10 @@ pub enum WorkerError {
         /// The cause.
         source: BoxError,
     },
+    /// A second signal came while the worker was stopping. Its leases expire after `failover_time`, and what
+    /// was not checkpointed is processed again.
+    #[error("stopped by a second signal, before the work in hand was finished")]
+    Aborted,
     /// The processor asked for the end of the worker ([`Failure::StopWorker`]).
     #[error("the processor stopped the worker")]
     Processor(#[source] BoxError),

@@ -38,6 +38,7 @@ impl Backoff {
     }
 
     /// How many failures there were since the last success.
+    #[cfg(test)]
     pub(crate) fn failures(&self) -> u32 {
         self.failures
     }

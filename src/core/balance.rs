@@ -43,6 +43,8 @@ pub(crate) struct Planner<'a> {
     /// The leases for which it has a running task, whatever the table says of them: they are its load, and
     /// are never claimed again.
     pub(crate) held: &'a BTreeSet<LeaseKey>,
+    /// The leases that it leaves to others for a while, because its user's code could not go on with them.
+    pub(crate) avoided: &'a BTreeSet<LeaseKey>,
     /// The leases that it asked for in this life.
     pub(crate) asked: &'a BTreeMap<LeaseKey, HandOff>,
 }
@@ -157,8 +159,12 @@ pub(crate) fn plan(
     let mut left_over = Vec::new();
     for (key, reason, since) in open {
         let within_share = claims.len() < wanted;
+        if planner.avoided.contains(key) {
+            continue;
+        }
         if claims.len() >= room {
-            left_over.push(key.clone());
+            // Others may still take it, within their share.
+            left_over.extend(overdue(&since).then(|| key.clone()));
         } else if within_share || overdue(&since) {
             claims.push(Claim { key: key.clone(), reason, ask: false });
         }
@@ -167,7 +173,7 @@ pub(crate) fn plan(
 
     if claims.is_empty() && left_over.is_empty() {
         let most = limits.max_steals.min(room);
-        claims = steals(loads, Share { me, mine, floor, share, most }, rng);
+        claims = steals(loads, Share { me, avoided: planner.avoided, mine, floor, share, most }, rng);
     }
     let needed = wanted.min(room);
     arrived.append(&mut claims);
@@ -177,6 +183,7 @@ pub(crate) fn plan(
 /// What a worker that steals has and may have.
 struct Share<'a> {
     me: &'a WorkerId,
+    avoided: &'a BTreeSet<LeaseKey>,
     mine: usize,
     floor: usize,
     share: usize,
@@ -190,7 +197,7 @@ fn steals(loads: BTreeMap<WorkerId, Vec<&Lease>>, mut share: Share<'_>, rng: &mu
     victims.shuffle(rng);
     for (_, _, leases) in &mut victims {
         // What is on its way from one worker to another is not taken from either.
-        leases.retain(|lease| lease.checkpoint_owner.is_none());
+        leases.retain(|lease| lease.checkpoint_owner.is_none() && !share.avoided.contains(&lease.key));
         leases.shuffle(rng);
     }
     while claims.len() < share.most && share.mine < share.share {

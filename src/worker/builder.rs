@@ -146,20 +146,31 @@ impl WorkerBuilder {
 
     fn assemble(self, delivery: Delivery) -> Result<Worker, BuildError> {
         let mut problems = self.config.problems();
-        for (field, name) in [("application", &self.application), ("stream", &self.stream)] {
-            if name.is_empty() {
-                problems.push(InvalidField { field, why: "must not be empty".into() });
-            }
+        let table = self.config.lease_table_name.clone().unwrap_or_else(|| self.application.clone());
+        let field = if self.config.lease_table_name.is_some() { "lease_table_name" } else { "application" };
+        if !is_name(&table, 3, 255) {
+            let why = format!(
+                "{table:?} cannot name a DynamoDB table: 3 to 255 of a-z, A-Z, 0-9, '_', '-' and '.'"
+            );
+            problems.push(InvalidField { field, why });
+        }
+        if !self.stream.starts_with("arn:") && !is_name(&self.stream, 1, 128) {
+            let why = format!(
+                "{:?} is no stream name (1 to 128 of a-z, A-Z, 0-9, '_', '-', '.') and no ARN",
+                self.stream
+            );
+            problems.push(InvalidField { field: "stream", why });
         }
         if !problems.is_empty() {
             return Err(BuildError::Invalid(problems));
         }
         let mut rng = self.seed.map_or_else(entropy, StdRng::seed_from_u64);
         let timeout = self.config.call_timeout();
-        let table = self.config.lease_table_name.clone().unwrap_or(self.application);
         let source = match (self.source, self.kinesis) {
             (Some(source), _) => source,
-            (None, Some(client)) => Arc::new(KinesisSource::new(client, self.stream, timeout)),
+            (None, Some(client)) => {
+                Arc::new(KinesisSource::new(client, self.stream, self.config.read_timeout()))
+            }
             (None, None) => return Err(BuildError::NoClient("Kinesis")),
         };
         let store = match (self.store, self.dynamodb) {
@@ -185,6 +196,12 @@ impl WorkerBuilder {
             gate: self.gate,
         }))
     }
+}
+
+/// Whether AWS would take `name` for a table or a stream.
+fn is_name(name: &str, least: usize, most: usize) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"_.-".contains(&b);
+    (least..=most).contains(&name.len()) && name.bytes().all(allowed)
 }
 
 /// The one place where chance enters.

@@ -96,6 +96,8 @@ impl Consumer {
         // One batch ahead: the queue holds one while another is processed.
         let (fetched, queue) = mpsc::channel(1);
         let shard = Shard::new(self.link.clone(), queue, &self.row);
+        // A shard that nobody takes up makes no progress either.
+        self.link.set_busy(true);
         let mut user = JoinSet::new();
         user.spawn(self.gate.pass((self.delivery)(shard)));
         let reader = Reader {
@@ -185,7 +187,11 @@ impl Consumer {
         {
             debug!(shard = %link.shard, %error, "the lease was not released and will expire");
         }
-        how
+        match how {
+            // It expired while it was to be given up, or on the way: the row is still in our name.
+            ExitHow::Lost(LeaseLost::Expired) if link.is_draining() && !link.held.is_asked() => ExitHow::Kept,
+            how => how,
+        }
     }
 }
 

@@ -48,6 +48,8 @@ use crate::{
 /// A hole in the hash keys is filled when it was seen in that many looks in a row: a look is no snapshot.
 /// KCL: `leasesRecoveryAuditorInconsistencyConfidenceThreshold`.
 const LOOKS_BEFORE_REPAIR: u32 = 3;
+/// How often shards are listed to audit rows without a range.
+const LIST_INTERVAL: Duration = Duration::from_secs(60);
 /// Claims under way at one time.
 const CLAIMS_AT_ONCE: usize = 64;
 /// How often a lease that was asked for is looked at.
@@ -85,6 +87,10 @@ pub(super) struct Coordinator {
     memory: Arc<Semaphore>,
     consumers: JoinMap<LeaseKey, Exit>,
     links: BTreeMap<LeaseKey, Arc<ShardLink>>,
+    /// When shards may be listed for the audit again.
+    list_after: Instant,
+    /// Leases under our own id that we do not hold, by counter, and how often it moved.
+    namesakes: BTreeMap<LeaseKey, (u64, u32)>,
     /// Leases are moving until then, as far as we know: looks come more often.
     lively_until: Instant,
     /// Requests for leases that are still with their holders.
@@ -129,6 +135,8 @@ impl Coordinator {
             consumers: JoinMap::new(),
             links: BTreeMap::new(),
             asked: BTreeMap::new(),
+            list_after: started,
+            namesakes: BTreeMap::new(),
             lively_until: started,
             avoided: BTreeMap::new(),
             left_over: BTreeSet::new(),
@@ -189,13 +197,12 @@ impl Coordinator {
             return Ok(());
         }
         // The start-up checks were the first look.
-        let mut next = self.act().await?;
+        let mut next = self.act(stop).await?;
         loop {
-            if !self.parts.ready.is_cancelled() && self.links.values().all(|link| link.opened.is_cancelled())
-            {
+            if !self.parts.ready.is_cancelled() && self.links.values().all(|link| link.is_open_or_over()) {
                 self.parts.ready.cancel();
             }
-            let opening = self.links.values().find(|link| !link.opened.is_cancelled()).cloned();
+            let opening = self.links.values().find(|link| !link.is_open_or_over()).cloned();
             select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
@@ -212,13 +219,13 @@ impl Coordinator {
                         next = clock::now();
                     }
                 }
-                () = clock::sleep_until(next) => next = self.look().await?,
+                () = clock::sleep_until(next) => next = self.look(stop).await?,
             }
         }
     }
 
     /// One look at the table and what follows from it. Says when to look again.
-    async fn look(&mut self) -> Result<Instant, WorkerError> {
+    async fn look(&mut self, stop: &CancellationToken) -> Result<Instant, WorkerError> {
         match self.parts.store.list().await {
             Ok(leases) => {
                 if let Some(count) = self.faults.over() {
@@ -227,7 +234,7 @@ impl Coordinator {
                 self.backoff.reset();
                 let doubtful = self.view.observe(leases, clock::now());
                 self.confirm(doubtful).await;
-                self.act().await
+                self.act(stop).await
             }
             Err(error) => {
                 if self.faults.failed() {
@@ -236,7 +243,7 @@ impl Coordinator {
                 // The outage is not ours to cure: a restart would not help.
                 self.touch_if_idle();
                 if matches!(error, LeaseError::NoTable { .. }) {
-                    self.remake_table().await;
+                    self.remake_table(stop).await;
                 }
                 Ok(clock::now() + self.backoff.next(&mut self.parts.rng))
             }
@@ -255,15 +262,17 @@ impl Coordinator {
         }
     }
 
-    async fn act(&mut self) -> Result<Instant, WorkerError> {
+    async fn act(&mut self, stop: &CancellationToken) -> Result<Instant, WorkerError> {
         self.touch_if_idle();
         self.show_rows();
-        self.repair().await?;
+        self.look_for_namesake()?;
+        self.repair(stop).await?;
         let now = clock::now();
-        self.avoided
-            .retain(|_, (until, backoff)| now < *until + Duration::from_secs(600) || backoff.failures() == 0);
-        let mut held: BTreeSet<LeaseKey> = self.links.keys().cloned().collect();
-        held.extend(self.avoided.iter().filter(|(_, (until, _))| now < *until).map(|(key, _)| key.clone()));
+        // Whoever went on for this long has recovered.
+        self.avoided.retain(|_, (until, _)| now < *until + Duration::from_secs(600));
+        let held: BTreeSet<LeaseKey> = self.links.keys().cloned().collect();
+        let avoided = self.avoided.iter().filter(|(_, (until, _))| now < *until);
+        let avoided: BTreeSet<LeaseKey> = avoided.map(|(key, _)| key.clone()).collect();
         let limits = Limits {
             max_leases: self.parts.config.max_leases_for_worker.unwrap_or(usize::MAX),
             // Those asked for and not handed over yet are among them.
@@ -277,8 +286,10 @@ impl Coordinator {
             patience: self.period() * 2,
             hand_off_timeout: self.parts.config.shutdown_timeout + self.parts.config.failover_time,
         };
-        let planner = Planner { me: &self.parts.me, held: &held, asked: &self.asked };
+        let planner = Planner { me: &self.parts.me, held: &held, asked: &self.asked, avoided: &avoided };
         let plan = balance::plan(&self.view, planner, &limits, now, &mut self.parts.rng);
+        let Plan { total, workers, needed, .. } = plan;
+        debug!(total, workers, needed, held = held.len(), claims = plan.claims.len(), "look");
         self.tell_left_over(&plan);
         if !plan.claims.is_empty() {
             self.lively_until = now + self.period() * 3;
@@ -330,15 +341,41 @@ impl Coordinator {
         }
     }
 
+    /// A row under our id that we do not hold stands still, or a late write of ours moves it once. Two moves
+    /// are those of another process.
+    fn look_for_namesake(&mut self) -> Result<(), WorkerError> {
+        let me = &self.parts.me;
+        let mut known = std::mem::take(&mut self.namesakes);
+        for lease in self.view.leases().filter(|lease| lease.holder() == Some(me) && !lease.is_finished()) {
+            if self.links.contains_key(&lease.key) || self.asked.contains_key(&lease.key) {
+                continue;
+            }
+            let (counter, moves) = known.remove(&lease.key).unwrap_or((lease.counter, 0));
+            let moves = moves + u32::from(lease.counter > counter);
+            if moves >= 2 {
+                return Err(WorkerError::WorkerIdInUse(me.to_string()));
+            }
+            self.namesakes.insert(lease.key.clone(), (lease.counter, moves));
+        }
+        Ok(())
+    }
+
     /// Makes the leases that are missing: all at first, later where the hash keys show a hole.
-    async fn repair(&mut self) -> Result<(), WorkerError> {
+    async fn repair(&mut self, stop: &CancellationToken) -> Result<(), WorkerError> {
         let leases: Vec<Lease> = self.view.leases().cloned().collect();
         let fresh = leases.is_empty();
-        let suspicious = match audit::coverage(&leases, None) {
+        let mut coverage = audit::coverage(&leases, None);
+        if matches!(coverage, Coverage::Unknown(_)) && clock::now() >= self.list_after {
+            // Rows of old KCL versions have no range: the listing has it.
+            self.list_after = clock::now() + LIST_INTERVAL;
+            if let Ok(listed) = self.parts.source.list_shards(ShardFilter::All).await {
+                coverage = audit::coverage(&leases, Some(&listed));
+            }
+        }
+        let suspicious = match coverage {
             Coverage::Whole => self.holes.see(&[]),
             Coverage::Holes(holes) => self.holes.see(&holes),
             Coverage::Empty => self.holes.see(&[HashKeyRange::ALL]),
-            // Rows of old KCL versions have no range: nothing can be said without a listing.
             Coverage::Unknown(_) => false,
         };
         if !fresh && !suspicious {
@@ -356,9 +393,22 @@ impl Coordinator {
         if !fresh && !missing.is_empty() {
             warn!(leases = missing.len(), "leases were missing and are made again");
         }
-        for mut lease in missing {
-            lease.stream = Some(self.identity.clone());
-            match self.parts.store.create(&lease).await {
+        // In the order of the shards, so that a crash in the midst leaves no child without its parent.
+        let mut missing = missing.into_iter().peekable();
+        let mut under_way = JoinSet::new();
+        loop {
+            while under_way.len() < CLAIMS_AT_ONCE && missing.peek().is_some() && !stop.is_cancelled() {
+                let Some(mut lease) = missing.next() else { break };
+                lease.stream = Some(self.identity.clone());
+                let store = self.parts.store.clone();
+                under_way.spawn(self.parts.gate.pass(async move {
+                    let created = store.create(&lease).await;
+                    (lease, created)
+                }));
+            }
+            let Some(done) = under_way.join_next().await else { return Ok(()) };
+            let (lease, created) = done.expect("creations do not panic and are not aborted");
+            match created {
                 // Present as of now; if somebody was faster, the claim will notice.
                 Ok(_) => self.view.note(lease, clock::now()),
                 Err(LeaseError::Denied { operation, source }) if self.links.is_empty() => {
@@ -369,11 +419,10 @@ impl Coordinator {
                     if self.faults.failed() {
                         warn!(lease = %lease.key, %error, cause = cause(&error), "lease not made; trying again");
                     }
-                    return Ok(());
+                    missing = Vec::new().into_iter().peekable();
                 }
             }
         }
-        Ok(())
     }
 
     async fn missing(&self, leases: &[Lease]) -> Result<Vec<Lease>, BoxError> {
@@ -396,15 +445,19 @@ impl Coordinator {
     }
 
     /// Somebody dropped the table. Made again it is empty, and the application begins anew.
-    async fn remake_table(&mut self) {
+    async fn remake_table(&self, stop: &CancellationToken) {
         use crate::config::LeaseTable::CreateIfMissing;
         if self.parts.config.lease_table == CreateIfMissing {
             error!(
                 table = self.parts.table,
                 "the lease table is gone, and with it all checkpoints; it is made again"
             );
-            if let Err(error) = self.parts.store.open(true).await {
-                warn!(%error, "the lease table was not made");
+            select! {
+                biased;
+                () = stop.cancelled() => {}
+                made = self.parts.store.open(true) => if let Err(error) = made {
+                    warn!(%error, "the lease table was not made");
+                },
             }
         }
     }
@@ -452,7 +505,8 @@ impl Coordinator {
     /// Asks holders for their leases. A request that fails or comes too late is made again at the next look.
     async fn ask(&mut self, requests: Vec<Claim>) {
         let mut under_way = JoinSet::new();
-        for request in requests {
+        // The rest is asked for at the next look, which comes soon while leases move.
+        for request in requests.into_iter().take(CLAIMS_AT_ONCE) {
             let seen = self.view.get(&request.key).cloned();
             let Some((seen, ask)) = seen.and_then(|seen| Some((seen.clone(), seen.ask(&self.parts.me)?)))
             else {
@@ -476,9 +530,13 @@ impl Coordinator {
                     debug!(lease = %ask.key(), "the lease changed before it was asked for");
                 }
                 Err(error) => {
+                    if self.faults.failed() {
+                        warn!(lease = %ask.key(), %error, cause = cause(&error), "lease not asked for; trying again");
+                    }
                     // It may have been asked for all the same: the next look tells.
-                    debug!(lease = %ask.key(), %error, "lease not asked for");
-                    self.asked.insert(ask.key().clone(), ask);
+                    if matches!(error, LeaseError::Unavailable { .. }) {
+                        self.asked.insert(ask.key().clone(), ask);
+                    }
                 }
             }
         }
@@ -508,31 +566,6 @@ impl Coordinator {
         }
         self.claim(arrived).await?;
         Ok(self.asked.len() < before)
-    }
-
-    /// Takes requests back that have not been met: nobody would be there to take the leases.
-    async fn withdraw(&mut self) {
-        for (key, ask) in std::mem::take(&mut self.asked) {
-            let withdrawn = self.parts.store.hand_off(&ask.withdrawn()).await;
-            match withdrawn {
-                Ok(()) => debug!(lease = %key, "request withdrawn"),
-                // Handed over in this moment, perhaps: take it, and give it up with the others.
-                Err(_) => {
-                    let row = self.parts.store.get(&key).await;
-                    if let Ok(Some(row)) = row
-                        && row.owner.as_ref() == Some(&self.parts.me)
-                        && row.checkpoint_owner.is_none()
-                    {
-                        let (me, store) = (&self.parts.me, &self.parts.store);
-                        let claim = HeldLease::claim(&row, me, store, self.parts.config.failover_time).await;
-                        if let Ok(Some((_, held))) = claim {
-                            let released = held.write(|tenure| tenure.release(None)).await;
-                            debug!(lease = %key, released = released.is_ok(), "handed over too late");
-                        }
-                    }
-                }
-            }
-        }
     }
 
     /// The parents of a shard that has not begun whose rows were not in the last look.
@@ -574,16 +607,23 @@ impl Coordinator {
         parts.events.send(Event::LeaseTaken { shard, reason: claim.reason });
     }
 
-    /// Deletes the leases of finished shards whose children have begun.
-    async fn clean_up(&mut self) {
+    /// Deletes the leases of finished shards whose children have begun; the rest at the next looks.
+    async fn clean_up(&self) {
         let leases: Vec<Lease> = self.view.leases().cloned().collect();
-        for lease in shard_sync::deletable(&leases) {
-            match self.parts.store.delete(lease).await {
-                Ok(true) => debug!(lease = %lease.key, "finished lease deleted"),
-                Ok(false) => {}
-                Err(error) => debug!(lease = %lease.key, %error, "finished lease not deleted; trying again"),
-            }
+        let mut under_way = JoinSet::new();
+        for lease in shard_sync::deletable(&leases).into_iter().take(CLAIMS_AT_ONCE) {
+            let (store, lease) = (self.parts.store.clone(), lease.clone());
+            under_way.spawn(self.parts.gate.pass(async move {
+                match store.delete(&lease).await {
+                    Ok(true) => debug!(lease = %lease.key, "finished lease deleted"),
+                    Ok(false) => {}
+                    Err(error) => {
+                        debug!(lease = %lease.key, %error, "finished lease not deleted; trying again")
+                    }
+                }
+            }));
         }
+        while under_way.join_next().await.is_some() {}
     }
 
     fn tell_left_over(&mut self, plan: &Plan) {
@@ -630,7 +670,7 @@ impl Coordinator {
             }
             ExitHow::Kept => {
                 self.report.kept.push(shard.clone());
-                Event::LeaseReleased { shard }
+                Event::LeaseKept { shard }
             }
             ExitHow::Lost(why) => {
                 self.report.lost.push(shard.clone());
@@ -672,20 +712,24 @@ impl Coordinator {
     /// Lets every shard finish what is in hand and release its lease; bounded by `shutdown_timeout`.
     async fn drain(&mut self) {
         let until = clock::now() + self.parts.config.shutdown_timeout;
-        self.withdraw().await;
         for link in self.links.values() {
             link.ask_to_drain(until);
         }
+        // Nobody would be there to take the leases that were asked for.
+        let mut requests = JoinSet::new();
+        for (_, ask) in std::mem::take(&mut self.asked) {
+            let (me, store) = (self.parts.me.clone(), self.parts.store.clone());
+            let failover_time = self.parts.config.failover_time;
+            requests.spawn(self.parts.gate.pass(withdraw(ask, me, store, failover_time)));
+        }
         // The tasks keep to the deadline themselves; releasing after it takes a few calls at most.
         let last = until + self.parts.config.call_timeout() * 2;
-        loop {
+        while !self.consumers.is_empty() || !requests.is_empty() {
             select! {
                 biased;
                 () = clock::sleep_until(last) => break,
-                ended = self.consumers.join_next() => match ended {
-                    Some((key, exit)) => { self.on_exit(key, exit); }
-                    None => break,
-                },
+                Some((key, exit)) = self.consumers.join_next() => { self.on_exit(key, exit); }
+                Some(_) = requests.join_next() => {}
             }
         }
         if !self.consumers.is_empty() {
@@ -693,6 +737,24 @@ impl Coordinator {
             self.report.kept.extend(self.links.keys().map(LeaseKey::shard));
             self.consumers.shutdown().await;
         }
+    }
+}
+
+/// Takes back a request that has not been met; a lease that was handed over in this moment is given up.
+/// What fails here expires.
+async fn withdraw(ask: HandOff, me: WorkerId, store: Arc<dyn LeaseStore>, failover_time: Duration) {
+    let key = ask.key().clone();
+    if store.hand_off(&ask.withdrawn()).await.is_ok() {
+        debug!(lease = %key, "request withdrawn");
+        return;
+    }
+    let Ok(Some(row)) = store.get(&key).await else { return };
+    if row.owner.as_ref() == Some(&me)
+        && row.checkpoint_owner.is_none()
+        && let Ok(Some((_, held))) = HeldLease::claim(&row, &me, &store, failover_time).await
+    {
+        let released = held.write(|tenure| tenure.release(None)).await;
+        debug!(lease = %key, released = released.is_ok(), "handed over too late");
     }
 }
 

@@ -14,7 +14,7 @@ const KEPT: usize = 1024;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event {
-    /// A lease was taken, and its shard is being read.
+    /// A lease was taken, and its shard is about to be read.
     LeaseTaken {
         /// The shard.
         shard: ShardId,
@@ -28,7 +28,12 @@ pub enum Event {
         /// Why.
         why: LeaseLost,
     },
-    /// A lease was given up, and others may take it.
+    /// A lease was not given up at stop: others may take it once it has expired.
+    LeaseKept {
+        /// The shard.
+        shard: ShardId,
+    },
+    /// A lease was given up or handed over, and others may take it.
     LeaseReleased {
         /// The shard.
         shard: ShardId,

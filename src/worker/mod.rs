@@ -159,7 +159,7 @@ impl Worker {
             result = run => result,
             () = second.received() => {
                 info!("stopping at once; leases expire");
-                Ok(Report::default())
+                Err(WorkerError::Aborted)
             }
         }
     }

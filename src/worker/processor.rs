@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tokio::select;
 
 use crate::{
+    clock,
     core::{
         record::Batch,
         shard::{ChildShard, Position, ShardId},
@@ -40,7 +41,8 @@ use crate::{
 /// ```
 pub trait RecordProcessor: Send + 'static {
     /// Processes a batch. The verdict says what of it is done; an error says what to do next, and
-    /// `?` on any error means the same records again, after a delay. Nothing is ever skipped.
+    /// `?` on any error means the same records again, after a delay. Nothing is ever skipped. (An error that
+    /// is boxed, or `anyhow`'s, takes `.map_err(Failure::retry)?`.)
     ///
     /// The future is dropped at an await point when the lease is lost; it is never polled after that.
     fn process(
@@ -158,7 +160,15 @@ impl ShardContext {
         Ok(Prepared { link: self.link.clone(), at: at.clone() })
     }
 
-    /// Resolves when the worker stops: a hint to finish early. [`RecordProcessor::draining`] follows.
+    /// Resolves once the lease is lost: whatever is done after that, another worker does too.
+    ///
+    /// A [`RecordProcessor`] need not ask, its future is dropped; a loop over
+    /// [`HeldShard::next`](crate::HeldShard::next) that works for long between two events should.
+    pub async fn lost(&self) -> LeaseLost {
+        self.link.held.lost().await
+    }
+
+    /// Resolves when the worker stops, or the lease is to be handed over: a hint to finish early. [`RecordProcessor::draining`] follows.
     pub async fn stopping(&self) {
         self.link.draining().await;
     }
@@ -276,6 +286,17 @@ impl Drain {
     /// Until when the work in hand can be finished.
     pub fn deadline(&self) -> Instant {
         self.deadline
+    }
+
+    /// Waits until everything delivered is acknowledged, or the deadline passes: for work that is acknowledged
+    /// later. Says whether it is.
+    pub async fn acknowledged(&self) -> bool {
+        select! {
+            biased;
+            () = self.link.idle() => true,
+            () = clock::sleep_until(self.deadline) => false,
+            _ = self.link.held.lost() => false,
+        }
     }
 
     /// Checkpoints what is acknowledged and gives the lease up, or hands it over, in one write.

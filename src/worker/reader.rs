@@ -25,13 +25,17 @@ use crate::{
         lease::{Checkpoint, Lease},
         pacing::{Limits, Pacing},
         record::{Batch, Record},
-        shard::{ChildShard, Position, ShardId},
+        shard::{ChildShard, Position, Shard, ShardId},
         shard_sync,
     },
     io::{BoxError, Page, RecordSource, ShardFilter, ShardIterator, SourceError, StartFrom},
     worker::{faults::Faults, renewer::cause, shard::Fetched, shard_link::ShardLink},
 };
 
+/// Reads that fail are made smaller, down to this many records.
+const LEAST_RECORDS: usize = 100;
+/// A closed shard that is still listed has left the stream when it was refused that many times in a row.
+const REFUSALS: u32 = 3;
 /// Budget is counted in these, so that a semaphore can hold it.
 const BUDGET_UNIT: usize = 1024;
 
@@ -89,13 +93,15 @@ impl<R: Rng> Reader<R> {
         let mut iterator: Option<ShardIterator> = None;
         let mut faults = Faults::default();
         let mut expected_bytes = 64 * 1024;
+        let mut refusals = 0;
+        let mut limit = self.config.max_records;
         loop {
             // A place in the queue first: what is read is then sure to be taken.
             let Ok(slot) = self.fetched.clone().reserve_owned().await else { return };
             let permit = self.afford(expected_bytes).await;
             clock::sleep_until(pacing.next_read(clock::now())).await;
             pacing.on_read(clock::now());
-            let page = match self.read(&place, &mut iterator).await {
+            let page = match self.read(&place, &mut iterator, limit).await {
                 Ok(page) => page,
                 Err(error) => {
                     let now = clock::now();
@@ -104,6 +110,10 @@ impl<R: Rng> Reader<R> {
                             debug!(shard = %self.link.shard, "iterator expired; opening another");
                             iterator = None;
                             pacing.on_page(now, 0, false);
+                        }
+                        SourceError::NoShard(_) if !self.is_gone(&mut refusals).await => {
+                            iterator = None;
+                            pacing.on_error(now, &mut self.rng);
                         }
                         SourceError::NoShard(_) => {
                             warn!(shard = %self.link.shard, after = ?place.through, "the shard has left the stream; \
@@ -122,6 +132,8 @@ impl<R: Rng> Reader<R> {
                             if faults.failed() {
                                 warn!(shard = %self.link.shard, %error, cause = cause(&error), "read failed; trying again");
                             }
+                            // Perhaps a page was too large for the time that a call has.
+                            limit = (limit / 2).max(LEAST_RECORDS.min(self.config.max_records));
                             pacing.on_error(now, &mut self.rng);
                         }
                     }
@@ -131,6 +143,8 @@ impl<R: Rng> Reader<R> {
             if let Some(count) = faults.over() {
                 info!(shard = %self.link.shard, count, "reads succeed again");
             }
+            refusals = 0;
+            limit = self.config.max_records.min(limit.saturating_mul(2));
             self.link.opened.cancel();
             self.link.health.touch();
             let bytes =
@@ -178,13 +192,33 @@ impl<R: Rng> Reader<R> {
         expanded.records
     }
 
-    async fn read(&self, place: &Place, iterator: &mut Option<ShardIterator>) -> Result<Page, SourceError> {
+    async fn read(
+        &self,
+        place: &Place,
+        iterator: &mut Option<ShardIterator>,
+        limit: usize,
+    ) -> Result<Page, SourceError> {
         let shard = &self.link.shard;
         let from = match iterator {
             Some(from) => from,
             None => iterator.insert(self.source.open(shard, &place.from).await?),
         };
-        self.source.read(shard, from, self.config.max_records).await
+        self.source.read(shard, from, limit).await
+    }
+
+    /// Whether a shard that Kinesis says it does not know has really left the stream. Ending it could not be
+    /// taken back, and an open shard never leaves: then the answer was wrong, or the stream was made anew.
+    async fn is_gone(&mut self, refusals: &mut u32) -> bool {
+        *refusals += 1;
+        let listed = self.list().await;
+        let gone = match listed.iter().find(|shard| shard.id == self.link.shard) {
+            None => true,
+            Some(shard) => !shard.is_open() && *refusals >= REFUSALS,
+        };
+        if !gone {
+            warn!(shard = %self.link.shard, "Kinesis does not know the shard, and lists it; trying again");
+        }
+        gone
     }
 
     /// Waits for memory budget, unless the user's side has nothing to do: what is processed next is
@@ -246,11 +280,16 @@ impl<R: Rng> Reader<R> {
 
     /// The shards that continue this one, from the listing; none if there are none.
     async fn find_children(&mut self) -> Vec<ChildShard> {
+        shard_sync::children_of(&self.list().await, &self.link.shard)
+    }
+
+    /// The whole listing, however long it takes.
+    async fn list(&mut self) -> Vec<Shard> {
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
         let mut faults = Faults::default();
         loop {
             match self.source.list_shards(ShardFilter::All).await {
-                Ok(listed) => return shard_sync::children_of(&listed, &self.link.shard),
+                Ok(listed) => return listed,
                 Err(error) if faults.failed() => {
                     warn!(shard = %self.link.shard, %error, cause = cause(&error), "listing shards failed; trying again");
                 }

@@ -1,6 +1,7 @@
 //! Keeps one lease: renews it in time, writes what was acknowledged, and notices when work stands still.
 //!
-//! Its own task for each shard, so that no user code and no full channel delays a renewal. A checkpoint
+//! In the task of the shard's consumer, apart from the user's code, and waiting for no channel: nothing there
+//! delays a renewal. A checkpoint
 //! counts as a renewal; an idle lease costs two writes in `failover_time`. KCL: `DynamoDBLeaseRenewer`,
 //! which renews three times in it and again for each checkpoint.
 

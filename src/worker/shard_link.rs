@@ -31,8 +31,8 @@ use crate::{
     },
 };
 
-/// How often a write that the user waits for is tried before the user is told.
-const ATTEMPTS: u32 = 4;
+/// How long a write that the user waits for is tried before the user is told.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The link between the tasks of one shard.
 #[derive(Debug)]
@@ -113,6 +113,11 @@ impl ShardLink {
     fn progress(&self) -> MutexGuard<'_, Progress> {
         // A panic while the lock is held could only come from a broken invariant in the watermark itself.
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether reading has begun, or never will.
+    pub(super) fn is_open_or_over(&self) -> bool {
+        self.opened.is_cancelled() || self.let_go.is_cancelled()
     }
 
     /// Hands a batch to the user's code.
@@ -260,25 +265,40 @@ impl ShardLink {
         if within { Ok(()) } else { Err(CheckpointError::OutOfRange { asked: asked.clone(), least, most }) }
     }
 
-    /// Tries a write a few times; throttling and time-outs are worth it.
+    /// Tries a write for a while; throttling and time-outs are worth it.
     pub(super) async fn persist(
         &self,
         make: impl Fn(&Tenure) -> Result<LeaseWrite, CheckpointGoesBack> + Send + Sync,
     ) -> Result<(), CheckpointError> {
+        self.persist_until(clock::now() + PATIENCE, make).await
+    }
+
+    /// Tries a write until then, or until the lease is lost.
+    async fn persist_until(
+        &self,
+        until: Instant,
+        make: impl Fn(&Tenure) -> Result<LeaseWrite, CheckpointGoesBack> + Send + Sync,
+    ) -> Result<(), CheckpointError> {
         let mut delay = Duration::from_millis(50);
-        for attempt in 1.. {
+        loop {
             match self.held.write(&make).await {
                 Ok(()) => return Ok(()),
                 Err(WriteError::Lost(why)) => return Err(CheckpointError::LeaseLost(why)),
                 Err(WriteError::GoesBack(error)) => return Err(CheckpointError::Unavailable(error.into())),
-                Err(WriteError::Unavailable(error)) if attempt == ATTEMPTS => {
+                Err(WriteError::Unavailable(error)) if clock::now() + delay >= until => {
                     return Err(CheckpointError::Unavailable(error.into()));
                 }
                 Err(WriteError::Unavailable(_)) => clock::sleep(delay).await,
             }
-            delay *= 2;
+            delay = (delay * 2).min(Duration::from_secs(1));
         }
-        unreachable!("the last attempt returns")
+    }
+
+    /// Until when giving the lease up is worth trying: the end of the drain, once there is one, and a moment
+    /// after it.
+    fn give_up_until(&self) -> Instant {
+        let least = clock::now() + PATIENCE / 2;
+        self.drain_until.get().map_or(clock::now() + PATIENCE, |until| *until.max(&least))
     }
 
     /// Whether the lease stays with this worker when it is given up now: only at the worker's own stop.
@@ -298,7 +318,7 @@ impl ShardLink {
     pub(super) async fn release(&self) -> Result<(), CheckpointError> {
         let to = self.unwritten();
         let result = self
-            .persist(|tenure| {
+            .persist_until(self.give_up_until(), |tenure| {
                 // The watermark may have been written meanwhile by a write in doubt.
                 let last = to.clone().filter(|to| *to > tenure.row().checkpoint);
                 tenure.release(last)

@@ -13,7 +13,12 @@ use tracing::{info, warn};
 use crate::{
     clock,
     config::{Config, LeaseTable},
-    core::{audit, backoff::Backoff, lease::Lease, shard::Shard},
+    core::{
+        audit,
+        backoff::Backoff,
+        lease::{Checkpoint, Lease},
+        shard::Shard,
+    },
     error::WorkerError,
     io::{BoxError, LeaseError, LeaseStore, RecordSource, ShardFilter, SourceError, StartFrom},
     worker::{faults::Faults, renewer::cause},
@@ -57,11 +62,30 @@ pub(super) async fn check(
     let create = config.lease_table == LeaseTable::CreateIfMissing;
     patiently(until, rng, "open the lease table", || store.open(create)).await?;
     let leases = patiently(until, rng, "read the lease table", || store.list()).await?;
+    patiently(until, rng, "write the lease table", || probe(store, &leases)).await?;
     let identity = stream.identity();
     if let Some(why) = audit::belongs_elsewhere(&leases, &listed, &identity) {
         return Err(WorkerError::WrongTable { table: table.into(), why });
     }
     Ok(Found { identity, leases })
+}
+
+/// Tries every call that the work needs, in a way that changes nothing, so that a refused permission is
+/// found now and not when the first lease moves. An empty table is written to at once anyway.
+async fn probe(store: &dyn LeaseStore, leases: &[Lease]) -> Result<(), LeaseError> {
+    let nobody = Lease::new(&"kinesis-consumer-permission-check".into(), Checkpoint::TrimHorizon);
+    // No row has this counter.
+    let doomed = Lease { counter: u64::from(u32::MAX) << 24, ..leases.first().cloned().unwrap_or(nobody) };
+    store.get(&doomed.key).await?;
+    match store.write(&doomed.claim(&"nobody".into())).await {
+        Ok(()) | Err(LeaseError::Conflict(_)) => {}
+        Err(error) => return Err(error),
+    }
+    store.delete(&doomed).await?;
+    if let Some(lease) = leases.first() {
+        store.create(lease).await?;
+    }
+    Ok(())
 }
 
 /// Errors that a start can meet.

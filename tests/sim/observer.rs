@@ -366,7 +366,9 @@ impl Observer {
 fn kind(write: &LeaseWrite) -> String {
     let mark = match write.mark() {
         None => String::new(),
-        Some(Mark::Done(Checkpoint::At(at)) | Mark::Advanced(Checkpoint::At(at))) => format!(" at {}", number(at)),
+        Some(Mark::Done(Checkpoint::At(at)) | Mark::Advanced(Checkpoint::At(at))) => {
+            format!(" at {}", number(at))
+        }
         Some(Mark::Done(checkpoint) | Mark::Advanced(checkpoint)) => format!(" at {checkpoint}"),
         Some(Mark::Prepared(_)) => " with a prepared checkpoint".into(),
     };

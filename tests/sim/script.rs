@@ -196,7 +196,7 @@ fn config(rng: &mut StdRng) -> Config {
         on_shutdown: if rng.random_bool(0.85) { OnShutdown::Release } else { OnShutdown::Keep },
         idle_time_between_reads: between(rng, 200, 1000),
         max_records: rng.random_range(1..=50),
-        checkpoint_interval: between(rng, 50, 3000),
+        checkpoint_interval: between(rng, 100, 3000),
         retry_delay_min: between(rng, 10, 200),
         retry_delay_max: between(rng, 200, 2000),
         stall_timeout: between(rng, 3000, 30_000),

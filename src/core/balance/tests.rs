@@ -70,7 +70,7 @@ impl Table {
 
 /// A planner that has asked for nothing yet.
 fn by(me: &WorkerId, held: &BTreeSet<LeaseKey>, plan: impl FnOnce(Planner<'_>) -> Plan) -> Plan {
-    plan(Planner { me, held, asked: &BTreeMap::new() })
+    plan(Planner { me, held, asked: &BTreeMap::new(), avoided: &BTreeSet::new() })
 }
 
 fn keys(plan: &Plan) -> Vec<usize> {
@@ -133,7 +133,7 @@ fn a_lease_on_its_way_counts_for_where_it_goes_and_is_taken_once_it_arrives() {
     table.view.observe(table.view.leases().map(on_the_way).collect(), table.now);
     let held = BTreeSet::new();
     let b = |view: &LeaseView, now| {
-        let planner = Planner { me: &"b".into(), held: &held, asked: &asks };
+        let planner = Planner { me: &"b".into(), held: &held, asked: &asks, avoided: &held };
         plan(view, planner, &limits(), now, &mut StdRng::seed_from_u64(1))
     };
     assert!(b(&table.view, table.now).claims.is_empty());
@@ -157,7 +157,8 @@ fn a_look_that_is_older_than_a_request_makes_no_more_of_them() {
     let table = willing();
     let asked = |lease: &Lease| (lease.key.clone(), lease.ask(&"b".into()).expect("willing"));
     let asks: BTreeMap<LeaseKey, HandOff> = table.view.leases().take(2).map(asked).collect();
-    let planner = Planner { me: &"b".into(), held: &BTreeSet::new(), asked: &asks };
+    let planner =
+        Planner { me: &"b".into(), held: &BTreeSet::new(), asked: &asks, avoided: &BTreeSet::new() };
     let plan = plan(&table.view, planner, &limits(), table.now, &mut StdRng::seed_from_u64(1));
     assert_eq!(plan.claims, []);
 }
@@ -173,7 +174,7 @@ fn a_holder_that_takes_too_long_to_hand_over_is_robbed() {
     let late = table.now + limits().hand_off_timeout;
     table.view.observe(vec![renewed], late);
     let held = BTreeSet::new();
-    let planner = Planner { me: &"b".into(), held: &held, asked: &asks };
+    let planner = Planner { me: &"b".into(), held: &held, asked: &asks, avoided: &held };
     let plan = plan(&table.view, planner, &limits(), late, &mut StdRng::seed_from_u64(1));
     assert_eq!(
         plan.claims,
@@ -208,9 +209,22 @@ fn finished_shards_and_blocked_children_are_not_load_and_not_claimed() {
 }
 
 #[test]
-fn leases_beyond_the_limit_are_named() {
-    let plan = table("free: 1 2 3").plan("a", &Limits { max_leases: 2, ..limits() });
-    assert_eq!((plan.claims.len(), plan.left_over.len()), (2, 1));
+fn leases_beyond_the_limit_are_named_once_no_other_worker_took_them() {
+    let (table, limits) = (table("free: 1 2 3"), Limits { max_leases: 2, ..limits() });
+    let plan = table.plan("a", &limits);
+    assert_eq!((plan.claims.len(), plan.left_over.len()), (2, 0));
+    let later = Table { now: table.now + limits.patience, view: table.view };
+    assert_eq!(later.plan("a", &limits).left_over.len(), 1);
+}
+
+#[test]
+fn a_shard_that_is_avoided_is_nobodys_load_here_and_not_claimed() {
+    let table = table("a: 1 | free: 2 | b: 3 4");
+    let avoided = [(&shard(2)).into(), (&shard(3)).into()].into();
+    let planner =
+        Planner { me: &"a".into(), held: &table.held_by("a"), asked: &BTreeMap::new(), avoided: &avoided };
+    let plan = plan(&table.view, planner, &limits(), table.now, &mut StdRng::seed_from_u64(1));
+    assert!(plan.claims.is_empty(), "{plan:?}");
 }
 
 #[test]
