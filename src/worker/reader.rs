@@ -112,8 +112,12 @@ impl<R: Rng> Reader<R> {
                             pacing.on_page(now, 0, false);
                         }
                         SourceError::NoShard(_) if !self.is_gone(&mut refusals).await => {
+                            if faults.failed() {
+                                warn!(shard = %self.link.shard, "the shard's records cannot be found although it is \
+                                    listed; was the stream deleted and made again?");
+                            }
                             iterator = None;
-                            pacing.on_error(now, &mut self.rng);
+                            pacing.on_error(clock::now(), &mut self.rng);
                         }
                         SourceError::NoShard(_) => {
                             warn!(shard = %self.link.shard, after = ?place.through, "the shard has left the stream; \
@@ -211,14 +215,10 @@ impl<R: Rng> Reader<R> {
     async fn is_gone(&mut self, refusals: &mut u32) -> bool {
         *refusals += 1;
         let listed = self.list().await;
-        let gone = match listed.iter().find(|shard| shard.id == self.link.shard) {
+        match listed.iter().find(|shard| shard.id == self.link.shard) {
             None => true,
             Some(shard) => !shard.is_open() && *refusals >= REFUSALS,
-        };
-        if !gone {
-            warn!(shard = %self.link.shard, "Kinesis does not know the shard, and lists it; trying again");
         }
-        gone
     }
 
     /// Waits for memory budget, unless the user's side has nothing to do: what is processed next is
