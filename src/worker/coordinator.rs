@@ -409,8 +409,13 @@ impl Coordinator {
             let Some(done) = under_way.join_next().await else { return Ok(()) };
             let (lease, created) = done.expect("creations do not panic and are not aborted");
             match created {
-                // Present as of now; if somebody was faster, the claim will notice.
-                Ok(_) => self.view.note(lease, clock::now()),
+                Ok(true) => self.view.note(lease, clock::now()),
+                // Somebody was faster, and may begin elsewhere. Not read now, it is at the next look.
+                Ok(false) => {
+                    if let Ok(Some(row)) = self.parts.store.get(&lease.key).await {
+                        self.view.note(row, clock::now());
+                    }
+                }
                 Err(LeaseError::Denied { operation, source }) if self.links.is_empty() => {
                     let what = format!("{operation}: {}", cause(source.as_ref()));
                     return Err(WorkerError::Denied { what, source });
