@@ -434,10 +434,13 @@ impl Coordinator {
         let begin = self.begin.pinned_by(leases);
         let fresh = shard_sync::is_fresh(leases);
         if leases.is_empty() {
-            let filter = match self.parts.config.initial_position {
-                InitialPosition::TrimHorizon => ShardFilter::AtTrimHorizon,
-                InitialPosition::Latest => ShardFilter::AtLatest,
-                InitialPosition::AtTimestamp(at) => ShardFilter::AtTimestamp(at),
+            let at =
+                |millis| ShardFilter::AtTimestamp(SystemTime::UNIX_EPOCH + Duration::from_millis(millis));
+            let filter = match begin {
+                Begin::TrimHorizon => ShardFilter::AtTrimHorizon,
+                // Not those that are open now: one that was split since then still has the first records.
+                Begin::Latest { pinned_millis } => at(pinned_millis),
+                Begin::Timestamp { millis } => at(millis),
             };
             let listed = self.parts.source.list_shards(filter).await?;
             // Not from every server: some ignore the filter. Then the lineage decides.
