@@ -1,0 +1,164 @@
+//! Reading: iterators that expire, throttles, memory, retention.
+
+use kinesis_consumer::{
+    Batch, Config, Verdict,
+    io::{
+        faulty::{Fault, Op},
+        memory::{Limits, MemoryStream},
+    },
+};
+use tokio::time::Instant;
+
+use crate::world::{SECOND, World, config, run, until};
+
+#[tokio::test(start_paused = true)]
+async fn an_iterator_that_expires_behind_a_slow_handler_costs_no_record_and_repeats_none() {
+    let world = World::shards(1);
+    let slow = world.probe_with(|_, _| async {
+        tokio::time::sleep(400 * SECOND).await;
+        Ok(Verdict::Done)
+    });
+    let config = Config { max_records: 2, ..config() };
+    world.put(0, 1..=5);
+    let worker = run(world.worker_with("a", config).build(slow).expect("valid"));
+    world.checkpoint_at(0, "2").await;
+    world.checkpoint_at(0, "4").await;
+    world.put(0, 6..=7);
+    world.checkpoint_at(0, "7").await;
+    worker.stop().await;
+    assert_eq!(world.trace.batches(0), ["1 2", "3 4", "5", "6 7"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn reads_that_fail_in_every_way_cost_no_record_and_repeat_none() {
+    let world = World::of(MemoryStream::new("stream", 2).with_iterator_lifetime(3 * SECOND));
+    for (op, chance) in [(Op::ReadRecords, 0.1), (Op::OpenIterator, 0.2), (Op::ListShards, 0.2)] {
+        for fault in [Fault::Throttled, Fault::Unavailable, Fault::LostReply, Fault::Delay(5 * SECOND)] {
+            world.faults.chance(op, chance / 2.0, fault);
+        }
+    }
+    let config = Config { max_records: 7, ..config() };
+    let worker = run(world.worker_with("a", config).build(world.probe()).expect("valid"));
+    for n in 0..100 {
+        world.put(n % 2, [n]);
+        tokio::time::sleep(SECOND).await;
+    }
+    world.checkpoint_at(1, "99").await;
+    world.checkpoint_at(0, "98").await;
+    for shard in 0..2 {
+        let expected: Vec<String> = (0..50).map(|n| (2 * n + shard).to_string()).collect();
+        assert_eq!(world.trace.records(shard), expected);
+    }
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_alone_is_never_throttled() {
+    let world = World::of(MemoryStream::new("stream", 1).with_limits(Limits::aws()));
+    world.put(0, 0..5000);
+    let config = Config { max_records: 100, ..config() };
+    let began = Instant::now();
+    let worker = run(world.worker_with("a", config).build(world.probe()).expect("valid"));
+    world.trace.wait_for_records(0, 5000).await;
+    // Fifty reads at five a second, and that of the checks.
+    assert!((9 * SECOND..13 * SECOND).contains(&began.elapsed()), "{:?}", began.elapsed());
+    let reads = world.faults.calls(Op::ReadRecords);
+    assert!((50..=52).contains(&reads), "{reads} reads: some were refused");
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_workers_that_begin_share_the_reads_of_the_checks() {
+    let world = World::of(MemoryStream::new("stream", 1).with_limits(Limits::aws()));
+    world.put(0, [1]);
+    let workers: Vec<_> =
+        (0..8).map(|n| run(world.worker(&format!("w{n}")).build(world.probe()).expect("valid"))).collect();
+    world.checkpoint_at(0, "1").await;
+    for worker in workers {
+        worker.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_read_ahead_stays_within_the_memory_budget_and_no_shard_starves() {
+    let world = World::shards(8);
+    let megabyte = "x".repeat(1 << 20);
+    for shard in 0..8 {
+        world.put(shard, vec![megabyte.clone(); 12]);
+    }
+    let stuck = world.probe_with(|_, _| std::future::pending());
+    let config = Config { memory_budget: 10 << 20, max_records: 2, ..config() };
+    let worker = run(world.worker_with("a", config).build(stuck).expect("valid"));
+    for shard in 0..8 {
+        until("every shard gets a batch", || !world.trace.batches(shard).is_empty()).await;
+    }
+    tokio::time::sleep(30 * SECOND).await;
+    // One batch of each shard is in hand; those read ahead are paid for.
+    let reads = world.faults.calls(Op::ReadRecords);
+    assert!(reads <= 1 + 8 + 5, "{reads} reads");
+    worker.crash().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_a_small_memory_budget_everything_is_read_all_the_same() {
+    let world = World::shards(8);
+    let megabyte = "x".repeat(1 << 20);
+    for shard in 0..8 {
+        world.put(shard, vec![megabyte.clone(); 12]);
+    }
+    let slow = world.probe_with(|_: Batch, _| async {
+        tokio::time::sleep(SECOND).await;
+        Ok(Verdict::Done)
+    });
+    let config = Config { memory_budget: 10 << 20, max_records: 3, ..config() };
+    let worker = run(world.worker_with("a", config).build(slow).expect("valid"));
+    for shard in 0..8 {
+        world.trace.wait_for_records(shard, 12).await;
+    }
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_shard_does_not_hold_up_the_others() {
+    let world = World::shards(4);
+    let first = world.shard(0);
+    let probe = world.probe_with(move |batch: Batch, _| {
+        let stuck = *batch.shard() == first;
+        async move {
+            if stuck {
+                std::future::pending::<()>().await;
+            }
+            Ok(Verdict::Done)
+        }
+    });
+    for shard in 0..4 {
+        world.put(shard, 0..100);
+    }
+    let worker = run(world.worker("a").build(probe).expect("valid"));
+    for n in 100..160 {
+        for shard in 0..4 {
+            world.put(shard, [n]);
+        }
+        tokio::time::sleep(SECOND).await;
+    }
+    for shard in 1..4 {
+        world.trace.wait_for_records(shard, 160).await;
+    }
+    worker.crash().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_closed_shard_that_leaves_the_stream_unread_makes_room_for_its_children() {
+    let world = World::shards(1);
+    world.put(0, [1]);
+    let worker = run(world.worker("a").build(world.probe()).expect("valid"));
+    world.checkpoint_at(0, "1").await;
+    worker.stop().await;
+    world.put(0, [2]);
+    world.stream.split(&world.shard(0));
+    world.put(1, [3]);
+    world.stream.forget(&world.shard(0));
+    let worker = run(world.worker("b").build(world.probe()).expect("valid"));
+    world.checkpoint_at(2, "3").await;
+    worker.stop().await;
+}

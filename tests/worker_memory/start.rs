@@ -1,0 +1,206 @@
+//! Where an application begins, and what a start refuses.
+
+use kinesis_consumer::{
+    Config, InitialPosition, LeaseTable, Record, WorkerError,
+    io::{
+        LeaseError, LeaseStore,
+        faulty::{Fault, Faults, Op},
+    },
+};
+use tokio::time::Instant;
+
+use crate::world::{FAILOVER, SECOND, World, config, run, until};
+
+fn latest() -> Config {
+    Config { initial_position: InitialPosition::Latest, ..config() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn latest_begins_with_what_arrives_after_the_first_start_of_the_application() {
+    let world = World::shards(1);
+    world.put(0, ["old"]);
+    tokio::time::sleep(SECOND).await;
+    let worker = run(world.worker_with("a", latest()).build(world.probe()).expect("valid"));
+    assert!(worker.handle.ready().await);
+    world.put(0, ["new"]);
+    world.checkpoint_at(0, "new").await;
+    worker.stop().await;
+    assert_eq!(world.trace.records(0), ["new"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_before_the_first_checkpoint_skips_nothing() {
+    let world = World::shards(2);
+    world.put(0, ["old"]);
+    tokio::time::sleep(SECOND).await;
+    let stuck = world.probe_with(|_, _| std::future::pending());
+    let worker = run(world.worker_with("a", latest()).build(stuck).expect("valid"));
+    assert!(worker.handle.ready().await);
+    worker.crash().await;
+    tokio::time::sleep(3600 * SECOND).await;
+    world.put(0, ["between"]);
+    world.put(1, ["also"]);
+    tokio::time::sleep(3600 * SECOND).await;
+    let worker = run(world.worker_with("b", latest()).build(world.probe()).expect("valid"));
+    world.checkpoint_at(0, "between").await;
+    world.checkpoint_at(1, "also").await;
+    worker.stop().await;
+    assert_eq!(world.trace.records(0), ["between"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shard_that_is_split_before_its_lease_could_be_made_is_read_from_the_first_start_on() {
+    let world = World::shards(1);
+    world.put(0, ["old"]);
+    tokio::time::sleep(SECOND).await;
+    // The first listing is that of the checks.
+    world.faults.next(Op::ListShards, 1, Fault::Delay(SECOND / 100));
+    world.faults.next(Op::ListShards, 5, Fault::Unavailable);
+    let worker = run(world.worker_with("a", latest()).build(world.probe()).expect("valid"));
+    tokio::time::sleep(SECOND / 2).await;
+    world.put(0, ["new"]);
+    world.stream.split(&world.shard(0));
+    world.put(0, ["newer"]);
+    world.checkpoint_at(1, "newer").await;
+    worker.stop().await;
+    assert_eq!(world.trace.records(0), ["new"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_row_that_another_worker_made_first_is_claimed_as_it_is() {
+    let world = World::shards(1);
+    let (fast, slow) = (Faults::new(3), Faults::new(4));
+    // Both find an empty table. The first makes the row, and hangs before it claims it; the second pins a
+    // time two seconds later, and finds the row there when it makes its own.
+    fast.next(Op::WriteLease, 1, Fault::Delay(3600 * SECOND));
+    let first = run(world.cut_off_by(&fast, "a", latest()).build(world.probe()).expect("valid"));
+    until("a row", || !world.table.rows().is_empty()).await;
+    let row = world.row(0);
+    world.put(0, ["after the first start"]);
+    tokio::time::sleep(2 * SECOND).await;
+    world.table.remove_row(&row.key);
+    slow.next(Op::CreateLease, 1, Fault::Delay(SECOND / 10));
+    let second = run(world.cut_off_by(&slow, "b", latest()).build(world.probe()).expect("valid"));
+    tokio::time::sleep(SECOND / 20).await;
+    world.table.put_row(row);
+    world.checkpoint_at(0, "after the first start").await;
+    drop((first, second));
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_timestamp_begins_with_the_first_record_that_arrived_then() {
+    let world = World::shards(1);
+    world.put(0, ["before"]);
+    tokio::time::sleep(60 * SECOND).await;
+    world.put(0, ["then"]);
+    let at = world.stream.records(&world.shard(0)).last().map(Record::arrived_at).expect("a record");
+    tokio::time::sleep(60 * SECOND).await;
+    world.stream.split(&world.shard(0));
+    world.put(0, ["in a child"]);
+    let config = Config { initial_position: InitialPosition::AtTimestamp(at), ..config() };
+    let worker = run(world.worker_with("a", config).build(world.probe()).expect("valid"));
+    world.checkpoint_at(1, "in a child").await;
+    worker.stop().await;
+    assert_eq!(world.trace.records(0), ["then"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_made_again_under_the_same_name_is_refused() {
+    let world = World::shards(1);
+    world.put(0, [1]);
+    let worker = run(world.worker("a").build(world.probe()).expect("valid"));
+    world.checkpoint_at(0, "1").await;
+    worker.stop().await;
+    let before = world.table.rows();
+    world.stream.recreate(1);
+    let worker = run(world.worker("a").build(world.probe()).expect("valid"));
+    let error = worker.end().await.expect_err("refused").to_string();
+    assert!(
+        error.contains("earlier stream of the same name") && error.contains("Delete the table"),
+        "{error}"
+    );
+    assert_eq!(world.table.rows(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_made_again_under_a_running_worker_is_not_taken_for_the_end_of_its_shards() {
+    let world = World::shards(2);
+    world.put(0, [1]);
+    let worker = run(world.worker("a").build(world.probe()).expect("valid"));
+    world.checkpoint_at(0, "1").await;
+    world.stream.recreate(2);
+    tokio::time::sleep(6 * FAILOVER).await;
+    assert!(!world.row(0).is_finished() && !world.row(1).is_finished());
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_deleted_under_a_running_worker_is_not_taken_for_the_end_of_its_shards() {
+    let world = World::shards(2);
+    world.put(0, [1]);
+    let worker = run(world.worker("a").build(world.probe()).expect("valid"));
+    world.checkpoint_at(0, "1").await;
+    world.stream.delete();
+    tokio::time::sleep(6 * FAILOVER).await;
+    assert!(!world.row(0).is_finished());
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_at_the_start_is_waited_for_and_a_long_one_reported() {
+    let world = World::shards(1);
+    world.faults.cut();
+    let worker = run(world.worker("a").build(world.probe()).expect("valid"));
+    tokio::time::sleep(20 * SECOND).await;
+    world.faults.heal();
+    assert!(worker.handle.ready().await);
+    worker.stop().await;
+
+    world.faults.cut();
+    let began = Instant::now();
+    let worker = run(world.worker("a").build(world.probe()).expect("valid"));
+    let handle = worker.handle.clone();
+    match worker.end().await {
+        Err(error @ WorkerError::Unavailable { .. }) => {
+            let text = error.to_string();
+            assert!(text.contains("describe the stream") && text.contains("cut off"), "{text}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!((50 * SECOND..=61 * SECOND).contains(&began.elapsed()), "{:?}", began.elapsed());
+    assert!(!handle.ready().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn must_exist_refuses_a_missing_table_and_makes_none() {
+    let world = World::shards(1);
+    let config = Config { lease_table: LeaseTable::MustExist, ..config() };
+    let worker = run(world.worker_with("a", config).build(world.probe()).expect("valid"));
+    let error = worker.end().await.expect_err("refused").to_string();
+    assert!(error.contains("leaseKey") && error.contains("create_if_missing"), "{error}");
+    assert!(matches!(world.table.open(false).await, Err(LeaseError::NoTable { .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_permission_ends_the_start_with_the_name_of_what_was_refused() {
+    for op in [Op::Describe, Op::ListShards, Op::OpenIterator, Op::ReadRecords, Op::OpenTable, Op::ListLeases]
+    {
+        let world = World::shards(1);
+        world.faults.next(op, 1, Fault::Denied);
+        let worker = run(world.worker("a").build(world.probe()).expect("valid"));
+        match worker.end().await {
+            Err(WorkerError::Denied { .. }) => {}
+            other => panic!("{op:?}: {other:?}"),
+        }
+        assert!(world.table.rows().is_empty());
+        if !matches!(op, Op::OpenTable | Op::ListLeases) {
+            assert!(world.table.open(false).await.is_err(), "{op:?}: no table before the stream was checked");
+        }
+    }
+    for op in [Op::CreateLease, Op::WriteLease] {
+        let world = World::shards(1);
+        world.faults.next(op, 1, Fault::Denied);
+        let worker = run(world.worker("a").build(world.probe()).expect("valid"));
+        assert!(matches!(worker.end().await, Err(WorkerError::Denied { .. })), "{op:?}");
+    }
+}
