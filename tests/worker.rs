@@ -1,13 +1,20 @@
 //! The worker end to end: the real AWS SDK against the embedded servers.
 
 use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex},
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
-use kinesis_consumer::{Config, InitialPosition, Ordering, Record, Worker, WorkerHandle, local::LocalAws};
+use aws_sdk_dynamodb::types::AttributeValue;
+use kinesis_consumer::{
+    Config, InitialPosition, Ordering, Record, ShardId, Worker, WorkerHandle, local::LocalAws,
+};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -128,4 +135,134 @@ async fn events_end_with_the_worker_even_if_a_handle_is_kept() {
     let count = tokio::time::timeout(PATIENCE, all).await.expect("an end of events");
     assert_eq!(count, 2, "a lease taken and released");
     assert!(handle.events().next().await.is_none());
+}
+
+/// What the fleet processed, in the order in which it did.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<Entry>>>);
+
+#[derive(Clone, Debug)]
+struct Entry {
+    shard: ShardId,
+    key: String,
+    number: usize,
+}
+
+impl Log {
+    fn entries(&self) -> Vec<Entry> {
+        self.0.lock().unwrap().clone()
+    }
+
+    /// Each record once, where it was first processed.
+    fn first_deliveries(&self) -> Vec<Entry> {
+        let mut seen = BTreeSet::new();
+        self.entries().into_iter().filter(|entry| seen.insert(entry.number)).collect()
+    }
+
+    fn worker(&self, aws: &LocalAws, id: &str) -> Worker {
+        let log = self.clone();
+        Worker::builder("app", "stream")
+            .kinesis(aws.kinesis_client())
+            .dynamodb(aws.dynamodb_client())
+            .config(config(id))
+            .each(Ordering::Shard, move |record| {
+                let entry = Entry {
+                    shard: record.shard().clone(),
+                    key: record.partition_key().to_owned(),
+                    number: String::from_utf8_lossy(record.data()).parse().expect("a number"),
+                };
+                log.0.lock().unwrap().push(entry);
+                std::future::ready(Ok(()))
+            })
+            .expect("a valid configuration")
+    }
+}
+
+async fn until(what: &str, condition: impl AsyncFn() -> bool) {
+    let wait = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never came: {what}"));
+}
+
+/// The holders of leases, by worker.
+async fn holders(aws: &LocalAws) -> BTreeMap<String, usize> {
+    let answer = aws.dynamodb_client().scan().table_name("app").consistent_read(true).send().await;
+    let mut holders = BTreeMap::new();
+    for row in answer.map(|answer| answer.items().to_vec()).unwrap_or_default() {
+        if let Some(Ok(owner)) = row.get("leaseOwner").map(AttributeValue::as_s) {
+            *holders.entry(owner.clone()).or_default() += 1;
+        }
+    }
+    holders
+}
+
+#[tokio::test]
+async fn a_fleet_survives_a_kill_a_stop_and_resharding_without_loss_and_in_order() {
+    let aws = LocalAws::start().await.expect("servers");
+    let stream = aws.create_stream("stream", 4);
+    let log = Log::default();
+    let put = Arc::new(AtomicUsize::new(0));
+    let (mut producer, done) = (JoinSet::new(), CancellationToken::new());
+    producer.spawn({
+        let (stream, put, done) = (stream.clone(), put.clone(), done.clone());
+        async move {
+            while !done.is_cancelled() {
+                let number = put.fetch_add(1, Relaxed);
+                stream.put(&format!("key-{}", number % 40), number.to_string());
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        }
+    });
+    // Each in a set of its own, so that it can be killed alone.
+    let mut workers = Vec::new();
+    for id in ["a", "b", "c"] {
+        let worker = log.worker(&aws, id);
+        let (handle, mut task) = (worker.handle(), JoinSet::new());
+        task.spawn(worker.run());
+        workers.push((handle, task));
+    }
+    until("three holders", async || holders(&aws).await.len() == 3).await;
+    let more = async |count: usize| {
+        let target = log.first_deliveries().len() + count;
+        until("more records", async || log.first_deliveries().len() >= target).await;
+    };
+    more(200).await;
+
+    let (_, killed) = workers.remove(0);
+    drop(killed);
+    stream.update_shard_count(8);
+    until("a takeover", async || !holders(&aws).await.contains_key("a")).await;
+    more(200).await;
+
+    let (stopped, mut task) = workers.remove(0);
+    stopped.shutdown().await;
+    task.join_next().await.expect("a task").expect("no panic").expect("no error");
+    stream.update_shard_count(4);
+    more(200).await;
+
+    done.cancel();
+    while producer.join_next().await.is_some() {}
+    let total = put.load(Relaxed);
+    until("every record", async || log.first_deliveries().len() == total).await;
+    let (last, mut task) = workers.remove(0);
+    last.shutdown().await;
+    task.join_next().await.expect("a task").expect("no panic").expect("no error");
+
+    let first = log.first_deliveries();
+    let mut by_key: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for entry in &first {
+        by_key.entry(&entry.key).or_default().push(entry.number);
+    }
+    for (key, numbers) in by_key {
+        assert!(numbers.is_sorted(), "{key} out of order: {numbers:?}");
+    }
+    for shard in stream.shards() {
+        let Some(begun) = first.iter().position(|entry| entry.shard == shard.id) else { continue };
+        let parents = first[begun..].iter().filter(|entry| shard.parents.contains(&entry.shard)).count();
+        assert_eq!(parents, 0, "{} was begun before its parents had ended", shard.id);
+    }
+    assert!(stream.shards().len() >= 16, "doubled and halved");
 }
