@@ -168,7 +168,7 @@ mod tests {
         view.observe(vec![row(Some("a"), 70)], start);
         let later = start + FAILOVER / 2;
         let key = row(None, 0).key;
-        assert_eq!(view.observe(vec![row(Some("b"), 3)], later), [key.clone()]);
+        assert_eq!(view.observe(vec![row(Some("b"), 3)], later), std::slice::from_ref(&key));
         view.confirm(&key, Some(row(Some("a"), 70)), later);
         assert_eq!(view.next_expiry(&"me".into(), FAILOVER, later), Some(start + FAILOVER), "it was stale");
         view.confirm(&key, Some(row(Some("b"), 3)), later);
