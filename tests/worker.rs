@@ -150,7 +150,7 @@ struct Entry {
 
 impl Log {
     fn entries(&self) -> Vec<Entry> {
-        self.0.lock().unwrap().clone()
+        self.0.lock().expect("no panic").clone()
     }
 
     /// Each record once, where it was first processed.
@@ -171,7 +171,7 @@ impl Log {
                     key: record.partition_key().to_owned(),
                     number: String::from_utf8_lossy(record.data()).parse().expect("a number"),
                 };
-                log.0.lock().unwrap().push(entry);
+                log.0.lock().expect("no panic").push(entry);
                 std::future::ready(Ok(()))
             })
             .expect("a valid configuration")

@@ -16,14 +16,14 @@ struct Later(Arc<Mutex<(Option<Acks>, Vec<Position>)>>);
 
 impl Later {
     fn ack(&self, n: usize) {
-        let later = self.0.lock().unwrap();
+        let later = self.0.lock().expect("no panic");
         later.0.as_ref().expect("a batch").ack(&later.1[n]);
     }
 
     fn probe(&self, world: &World) -> impl ProcessorFactory + use<> {
         let later = self.0.clone();
         world.probe_with(move |batch: Batch, context: ShardContext| {
-            let mut later = later.lock().unwrap();
+            let mut later = later.lock().expect("no panic");
             later.0 = Some(context.acks());
             later.1.extend(batch.into_iter().map(|record| record.position().clone()));
             std::future::ready(Ok(Verdict::AckLater))
@@ -118,7 +118,7 @@ async fn a_checkpoint_that_was_never_delivered_or_goes_back_is_refused() {
                 let beyond = Position { sub: 1, ..last.clone() };
                 for at in [&beyond, &last, &first] {
                     let result = context.checkpoint(at).await;
-                    results.lock().unwrap().push(result);
+                    results.lock().expect("no panic").push(result);
                 }
                 Ok(Verdict::Done)
             }
@@ -126,7 +126,7 @@ async fn a_checkpoint_that_was_never_delivered_or_goes_back_is_refused() {
     };
     let worker = run(world.worker("a").build(probe).expect("valid"));
     world.checkpoint_at(0, "3").await;
-    let results = results.lock().unwrap();
+    let results = results.lock().expect("no panic");
     assert!(
         matches!(
             results[..],

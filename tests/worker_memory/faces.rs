@@ -16,7 +16,7 @@ async fn a_closure_is_called_for_each_record_in_order_and_the_work_is_checkpoint
     let handler = {
         let seen = seen.clone();
         move |record: kinesis_consumer::Record| {
-            seen.lock().unwrap().push((record.shard().clone(), text(record.data())));
+            seen.lock().expect("no panic").push((record.shard().clone(), text(record.data())));
             async { Ok(()) }
         }
     };

@@ -93,7 +93,7 @@ async fn an_end_waits_for_acknowledgements_that_are_still_to_come() {
             if !batch.shard().as_str().ends_with('0') {
                 return std::future::ready(Ok(Verdict::Done));
             }
-            *acks.lock().unwrap() = Some((context.acks(), batch.last().clone()));
+            *acks.lock().expect("no panic") = Some((context.acks(), batch.last().clone()));
             std::future::ready(Ok(Verdict::AckLater))
         }
     };
@@ -101,7 +101,7 @@ async fn an_end_waits_for_acknowledgements_that_are_still_to_come() {
     world.trace.wait_for_records(0, 3).await;
     tokio::time::sleep(30 * SECOND).await;
     assert_eq!(world.trace.time_of(0, "ended"), None);
-    let (acks, last) = acks.lock().unwrap().take().expect("a batch");
+    let (acks, last) = acks.lock().expect("no panic").take().expect("a batch");
     acks.ack_through(&last);
     world.trace.wait_for(2, "begin at the start").await;
     worker.stop().await;

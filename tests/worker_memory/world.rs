@@ -76,7 +76,10 @@ impl World {
             let probe = Probe { trace: trace.clone(), shard: start.shard.clone(), handler: handler.clone() };
             trace.add(
                 &start.shard,
-                format!("begin at {}", start.from.as_ref().map_or("the start".into(), ToString::to_string)),
+                format!(
+                    "begin at {}",
+                    start.from.as_ref().map_or_else(|| "the start".into(), ToString::to_string)
+                ),
             );
             async move { Ok(probe) }
         }
@@ -215,11 +218,11 @@ pub(crate) struct Entry {
 impl Trace {
     pub(crate) fn add(&self, shard: &ShardId, what: impl Into<String>) {
         let entry = Entry { at: Instant::now(), shard: shard.clone(), what: what.into() };
-        self.0.lock().unwrap().push(entry);
+        self.0.lock().expect("no panic").push(entry);
     }
 
     pub(crate) fn entries(&self) -> Vec<Entry> {
-        self.0.lock().unwrap().clone()
+        self.0.lock().expect("no panic").clone()
     }
 
     /// What the processors of the n-th shard saw.
