@@ -68,7 +68,7 @@ async fn a_worker_alone_is_never_throttled() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn two_workers_that_begin_share_the_reads_of_the_checks() {
+async fn many_workers_that_start_together_come_through_the_checks() {
     let world = World::of(MemoryStream::new("stream", 1).with_limits(Limits::aws()));
     world.put(0, [1]);
     let workers: Vec<_> =
