@@ -109,6 +109,8 @@ pub(crate) fn plan(
     let mut arrived = Vec::new();
     let mut loads: BTreeMap<WorkerId, Vec<&Lease>> = BTreeMap::new();
     let (mut total, mut mine) = (0, 0);
+    // What we work on is our load although its row is gone, or waits for a parent that was made anew.
+    let mut unseen = planner.held.len();
     for seen in view.rows().filter(|seen| is_startable(&seen.lease, |shard| view.get(&shard.into()))) {
         let (lease, key) = (&seen.lease, &seen.lease.key);
         let standing = seen.standing(limits.failover_time, now);
@@ -116,6 +118,7 @@ pub(crate) fn plan(
             continue;
         }
         total += 1;
+        unseen -= usize::from(planner.held.contains(key));
         let overdue = seen.asked_since().is_some_and(|since| now >= since + limits.hand_off_timeout);
         match standing {
             // Asked for by another worker: its load already, though we still work on it.
@@ -146,6 +149,7 @@ pub(crate) fn plan(
             Standing::Finished => {}
         }
     }
+    (mine, total) = (mine + unseen, total + unseen);
     let workers = loads.len() + 1;
     let (floor, share) = (total / workers, total.div_ceil(workers));
     let room = limits.max_leases.saturating_sub(mine);

@@ -335,3 +335,14 @@ proptest! {
         prop_assert_eq!(held, shards.min(maxes.iter().sum()));
     }
 }
+
+#[test]
+fn a_lease_that_is_worked_on_is_load_although_its_row_is_gone() {
+    let table = table("free: 1 2");
+    let held = BTreeSet::from([LeaseKey::from(&shard(7))]);
+    let limits = Limits { max_leases: 2, ..limits() };
+    let plan = by(&"me".into(), &held, |me| {
+        plan(&table.view, me, &limits, table.now, &mut StdRng::seed_from_u64(1))
+    });
+    assert_eq!((plan.claims.len(), plan.left_over.len()), (1, 1));
+}
