@@ -264,6 +264,7 @@ impl Lease {
         LeaseWrite {
             key: self.key.clone(),
             expected: self.counter,
+            holder: None,
             handing_over: None,
             owner: OwnerChange::Set { owner: me.clone(), switched },
             mark: None,
@@ -382,12 +383,14 @@ impl HandOff {
 }
 
 /// One conditional write to a lease row: it takes effect only if the counter still is
-/// [`expected`](LeaseWrite::expected) and the state of a hand-off is as the writer knows it, unless it
-/// claims the lease.
+/// [`expected`](LeaseWrite::expected) and, unless it claims the lease, the writer holds it and the state of
+/// a hand-off is as the writer knows it.
 #[derive(Clone, PartialEq, Debug)]
 pub struct LeaseWrite {
     key: LeaseKey,
     expected: u64,
+    /// The writer, which must hold the lease; none if it claims it.
+    holder: Option<WorkerId>,
     /// The writer, if it is handing the lease over; none if no hand-off may be pending.
     handing_over: Option<WorkerId>,
     owner: OwnerChange,
@@ -435,6 +438,12 @@ impl LeaseWrite {
         self.expected
     }
 
+    /// The worker that must hold the lease; none for a claim. The counter alone does not tell: that of a row
+    /// that was deleted and made anew may meet a former holder's.
+    pub fn holder(&self) -> Option<&WorkerId> {
+        self.holder.as_ref()
+    }
+
     /// The worker that must be handing the lease over; none if no hand-off may be pending. Of no meaning
     /// for a claim.
     pub fn handing_over(&self) -> Option<&WorkerId> {
@@ -459,7 +468,8 @@ impl LeaseWrite {
     /// Whether `row` meets the condition of this write.
     pub fn is_allowed_on(&self, row: &Lease) -> bool {
         let claims = matches!(self.owner, OwnerChange::Set { .. });
-        row.counter == self.expected && (claims || row.checkpoint_owner == self.handing_over)
+        let held = row.holder() == self.holder.as_ref() && row.checkpoint_owner == self.handing_over;
+        row.counter == self.expected && (claims || held)
     }
 
     /// Whether `row`, read after this write failed or went unanswered, shows that it took effect for `me`.
@@ -541,6 +551,7 @@ impl Tenure {
         LeaseWrite {
             key: self.row.key.clone(),
             expected: self.row.counter,
+            holder: Some(self.me.clone()),
             handing_over: self.row.checkpoint_owner.clone(),
             owner: OwnerChange::Keep,
             mark: None,
@@ -735,6 +746,15 @@ mod tests {
         assert_eq!((&after.checkpoint, after.counter), (&at(9), asked.counter + 1));
         assert!(transfer.took_effect_on(&after, &me));
         assert!(tenure.row().ask(&"c".into()).is_none(), "one request at a time");
+    }
+
+    #[test]
+    fn a_former_holder_cannot_write_a_row_made_anew_that_has_its_counter() {
+        let tenure = held("a");
+        let of_b = Lease { owner: Some("b".into()), hands_over: None, ..tenure.row().clone() };
+        let of_nobody = Lease { owner: None, ..of_b.clone() };
+        assert!(tenure.renewal().is_allowed_on(tenure.row()));
+        assert!(!tenure.renewal().is_allowed_on(&of_b) && !tenure.renewal().is_allowed_on(&of_nobody));
     }
 
     #[test]

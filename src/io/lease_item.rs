@@ -171,13 +171,12 @@ pub(crate) fn update(write: &LeaseWrite) -> Expressions {
             }
         }
     }
-    match (write.owner(), write.handing_over()) {
-        (OwnerChange::Set { .. }, _) => {}
-        (_, None) => condition += &format!(" AND attribute_not_exists({CHECKPOINT_OWNER})"),
-        (_, Some(me)) => {
-            condition += &format!(" AND {CHECKPOINT_OWNER} = :me");
-            value(":me", text(me.as_str()));
-        }
+    if let Some(me) = write.holder() {
+        condition += &match write.handing_over() {
+            None => format!(" AND {OWNER} = :me AND attribute_not_exists({CHECKPOINT_OWNER})"),
+            Some(_) => format!(" AND {CHECKPOINT_OWNER} = :me"),
+        };
+        value(":me", text(me.as_str()));
     }
     match write.mark() {
         None => {}
@@ -596,7 +595,10 @@ mod tests {
              ownerSwitchesSinceCheckpoint = :zero, childShardIds = :children \
              REMOVE leaseOwner, pendingCheckpoint, pendingCheckpointSubSequenceNumber, pendingCheckpointState"
         );
-        assert_eq!(made.condition, "leaseCounter = :expected AND attribute_not_exists(checkpointOwner)");
+        assert_eq!(
+            made.condition,
+            "leaseCounter = :expected AND leaseOwner = :me AND attribute_not_exists(checkpointOwner)"
+        );
         assert_eq!(made.values[":expected"], number(8));
         assert_eq!(made.values[":counter"], number(9));
     }
