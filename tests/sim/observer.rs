@@ -340,6 +340,11 @@ impl Observer {
         unread.collect()
     }
 
+    /// How many shards have not been read to their end.
+    pub(crate) fn unended(&self) -> usize {
+        self.lock().shards.values().filter(|log| !log.ended).count()
+    }
+
     /// The number of accepted claims.
     pub(crate) fn moves(&self) -> usize {
         self.lock().moves.len()

@@ -275,7 +275,7 @@ impl Player {
         world.heal();
         self.due.clear();
         let most = script.setup.config.max_leases_for_worker.unwrap_or(usize::MAX);
-        let needed = world.stream.open_shards().len().div_ceil(most).max(1);
+        let needed = world.observer.unended().div_ceil(most).max(1);
         while self.world.running().len() < needed {
             self.start_worker(None);
         }
@@ -311,6 +311,16 @@ impl Player {
             + steps
             + Duration::from_secs(if avoided { 70 } else { 0 })
             + generations * (3 * config.idle_time_between_reads + config.failover_time)
+            + self.backlog(script)
+    }
+
+    /// How long it takes to read what is left: five reads a second of each shard, and the work on each.
+    fn backlog(&self, script: &Script) -> Duration {
+        let most = script.setup.config.max_records;
+        let batches: usize =
+            self.world.observer.unread().iter().map(|(_, count, _)| count.div_ceil(most) + 1).sum();
+        let each = Duration::from_millis(210) + Duration::from_millis(script.setup.temper.slow);
+        each * u32::try_from(batches).expect("few")
     }
 
     async fn until(&mut self, limit: Duration, done: impl Fn(&World) -> bool) -> bool {
@@ -393,7 +403,8 @@ impl Player {
             let held = loads.get(name).copied().unwrap_or(0) as f64;
             let renewals = per(config.failover_time / 2) * 1.2 + 2.0;
             let reads = per(config.idle_time_between_reads) * 1.2 + 2.0;
-            let most_looks = (per(config.failover_time / 10).max(looks) / 0.8 + 3.0).ceil();
+            // A look after the leases have moved comes sooner, for three periods.
+            let most_looks = (per(config.failover_time / 10).max(looks) / 0.8 + 15.0).ceil();
             if looked as f64 > most_looks {
                 self.world.observer.violate(
                     name,
