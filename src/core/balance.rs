@@ -111,6 +111,7 @@ pub(crate) fn plan(
     let (mut total, mut mine) = (0, 0);
     // What we work on is our load although its row is gone, or waits for a parent that was made anew.
     let mut unseen = planner.held.len();
+    let mut leaving = 0;
     for seen in view.rows().filter(|seen| is_startable(&seen.lease, |shard| view.get(&shard.into()))) {
         let (lease, key) = (&seen.lease, &seen.lease.key);
         let standing = seen.standing(limits.failover_time, now);
@@ -123,6 +124,7 @@ pub(crate) fn plan(
         match standing {
             // Asked for by another worker: its load already, though we still work on it.
             _ if planner.held.contains(key) && lease.is_leaving(me) => {
+                leaving += 1;
                 loads.entry(lease.owner.clone().unwrap_or_else(|| me.clone())).or_default().push(lease);
             }
             _ if planner.held.contains(key) => mine += 1,
@@ -152,7 +154,7 @@ pub(crate) fn plan(
     (mine, total) = (mine + unseen, total + unseen);
     let workers = loads.len() + 1;
     let (floor, share) = (total / workers, total.div_ceil(workers));
-    let room = limits.max_leases.saturating_sub(mine);
+    let room = limits.max_leases.saturating_sub(mine + leaving);
     let wanted = share.saturating_sub(mine);
 
     // A worker that claims in an order of its own meets its peers' claims less often.

@@ -346,3 +346,19 @@ fn a_lease_that_is_worked_on_is_load_although_its_row_is_gone() {
     });
     assert_eq!((plan.claims.len(), plan.left_over.len()), (1, 1));
 }
+
+#[test]
+fn a_lease_that_is_leaving_takes_room_until_it_has_left() {
+    let table = table("a: 1 2 | free: 3");
+    let leaving = |lease: &Lease| match lease.key == (&shard(1)).into() {
+        true => Lease { owner: Some("b".into()), checkpoint_owner: Some("a".into()), ..lease.clone() },
+        false => lease.clone(),
+    };
+    let mut view = LeaseView::default();
+    view.observe(table.view.leases().map(leaving).collect(), table.now);
+    let held = BTreeSet::from([1, 2].map(|n| LeaseKey::from(&shard(n))));
+    let limits = Limits { max_leases: 2, ..limits() };
+    let plan =
+        by(&"a".into(), &held, |me| plan(&view, me, &limits, table.now, &mut StdRng::seed_from_u64(1)));
+    assert_eq!((plan.claims.len(), plan.left_over.len()), (0, 1));
+}
