@@ -42,6 +42,8 @@ struct State {
     shards: BTreeMap<ShardId, ShardLog>,
     keys: Keys,
     rows: BTreeMap<ShardId, RowLog>,
+    /// Shards whose row a person has removed.
+    removed: BTreeSet<ShardId>,
     tenures: BTreeMap<(usize, ShardId), Tenure>,
     instances: Vec<Instance>,
     /// The latest start that a row was pinned to: what arrived since then must not be missed.
@@ -68,6 +70,8 @@ struct RowLog {
     highest: u64,
     /// The instance whose claim was the last to be accepted; none after it gave the lease up.
     holder: Option<usize>,
+    /// It was removed by hand before. Its counter may meet one that somebody remembers of the row before it.
+    remade: bool,
     /// Somebody has changed the row by hand: the holder cannot be known before the next claim.
     edited: bool,
 }
@@ -111,6 +115,7 @@ impl Observer {
             shards: BTreeMap::new(),
             keys: Keys::default(),
             rows: BTreeMap::new(),
+            removed: BTreeSet::new(),
             tenures: BTreeMap::new(),
             instances: Vec::new(),
             pinned: 0,
@@ -184,7 +189,9 @@ impl Observer {
 
     /// A person has removed the row, or the whole table.
     pub(crate) fn row_removed(&self, shard: &ShardId) {
-        self.lock().rows.remove(shard);
+        let mut state = self.lock();
+        state.rows.remove(shard);
+        state.removed.insert(shard.clone());
     }
 
     /// A person has changed the row.
@@ -218,7 +225,8 @@ impl Observer {
         if let (Checkpoint::Latest, Some(at)) = (&lease.checkpoint, lease.start_millis) {
             state.pinned = state.pinned.max(at);
         }
-        state.rows.insert(shard, RowLog { highest: lease.counter, ..RowLog::default() });
+        let remade = state.removed.contains(&shard);
+        state.rows.insert(shard, RowLog { highest: lease.counter, remade, ..RowLog::default() });
     }
 
     pub(crate) fn deleted(&self, seat: &Seat, row: &Lease) {
@@ -478,7 +486,7 @@ impl State {
             self.violate(&seat.name, format!("claimed {shard} for {owner}"));
         }
         let row = self.rows.entry(shard.clone()).or_default();
-        let (holder, edited) = (row.holder, row.edited);
+        let (holder, edited) = (row.holder, row.edited || row.remade);
         (row.holder, row.edited) = (Some(seat.no), false);
         let took_alive = !edited
             && holder.filter(|no| *no != seat.no).is_some_and(|no| {
