@@ -198,7 +198,12 @@ impl Coordinator {
         }
         // The start-up checks were the first look.
         let mut next = self.act(stop).await?;
+        // Kept from turn to turn: looks may come more often.
+        let mut look_at_asked = clock::now();
         loop {
+            if self.asked.is_empty() {
+                look_at_asked = clock::now() + ASKED_INTERVAL;
+            }
             if !self.parts.ready.is_cancelled() && self.links.values().all(|link| link.is_open_or_over()) {
                 self.parts.ready.cancel();
             }
@@ -214,7 +219,8 @@ impl Coordinator {
                     next = clock::now();
                 }
                 () = opened(opening.as_deref()), if !self.parts.ready.is_cancelled() => {}
-                () = clock::sleep(ASKED_INTERVAL), if !self.asked.is_empty() => {
+                () = clock::sleep_until(look_at_asked), if !self.asked.is_empty() => {
+                    look_at_asked = clock::now() + ASKED_INTERVAL;
                     if self.look_at_asked().await? {
                         next = clock::now();
                     }

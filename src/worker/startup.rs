@@ -71,21 +71,19 @@ pub(super) async fn check(
 }
 
 /// Tries every call that the work needs, in a way that changes nothing, so that a refused permission is
-/// found now and not when the first lease moves. An empty table is written to at once anyway.
+/// found now and not when the first lease moves. Rows are made and claimed at once where there are none.
 async fn probe(store: &dyn LeaseStore, leases: &[Lease]) -> Result<(), LeaseError> {
     let nobody = Lease::new(&"kinesis-consumer-permission-check".into(), Checkpoint::TrimHorizon);
     // No row has this counter.
     let doomed = Lease { counter: u64::from(u32::MAX) << 24, ..leases.first().cloned().unwrap_or(nobody) };
     store.get(&doomed.key).await?;
-    match store.write(&doomed.claim(&"nobody".into())).await {
-        Ok(()) | Err(LeaseError::Conflict(_)) => {}
-        Err(error) => return Err(error),
-    }
     store.delete(&doomed).await?;
-    if let Some(lease) = leases.first() {
-        store.create(lease).await?;
+    let Some(lease) = leases.first() else { return Ok(()) };
+    store.create(lease).await?;
+    match store.write(&doomed.claim(&"nobody".into())).await {
+        Ok(()) | Err(LeaseError::Conflict(_)) => Ok(()),
+        Err(error) => Err(error),
     }
-    Ok(())
 }
 
 /// Errors that a start can meet.
