@@ -211,6 +211,16 @@ impl World {
         self.observer.ended(no);
     }
 
+    /// Leaves one worker of each id.
+    pub(crate) async fn part_twins(&mut self) {
+        let mut names = BTreeSet::new();
+        for no in self.running() {
+            if !names.insert(self.instances[no].seat.name.clone()) {
+                self.crash(no).await;
+            }
+        }
+    }
+
     pub(crate) fn freeze(&mut self, no: usize) {
         self.observer.note(&self.instances[no].seat.name, || "freezes".into());
         self.instances[no].seat.freezer.freeze();

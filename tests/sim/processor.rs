@@ -154,16 +154,18 @@ impl Processor {
         seat.act().await?;
         seat.observer.works(&seat, &self.shard);
         if seat.chance(temper.halves) {
-            let middle = batch.records()[(batch.records().len() - 1) / 2].position();
-            self.done(batch.first(), middle);
-            context.acks().ack_through(middle);
+            for record in &batch.records()[..batch.records().len().div_ceil(2)] {
+                self.done(record.position(), record.position());
+                context.acks().ack(record.position());
+            }
             return Err(Failure::retry("simulated, half-way"));
         }
         if seat.chance(temper.later) {
             self.acknowledge_later(batch, context);
             return Ok(Verdict::AckLater);
         }
-        // Records left for later by an earlier call would be acknowledged by these two.
+        while self.later.try_join_next().is_some() {}
+        // A durable checkpoint would acknowledge records that an earlier call left for later.
         if self.later.is_empty() && seat.chance(temper.durable) {
             self.done(batch.first(), batch.last());
             match context.checkpoint(batch.last()).await {

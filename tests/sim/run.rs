@@ -274,6 +274,7 @@ impl Player {
         let world = &mut self.world;
         world.heal();
         self.due.clear();
+        world.part_twins().await;
         let most = script.setup.config.max_leases_for_worker.unwrap_or(usize::MAX);
         let needed = world.observer.unended().div_ceil(most).max(1);
         while self.world.running().len() < needed {
