@@ -632,7 +632,7 @@ impl Coordinator {
                     Ok(true) => debug!(lease = %lease.key, "finished lease deleted"),
                     Ok(false) => {}
                     Err(error) => {
-                        debug!(lease = %lease.key, %error, "finished lease not deleted; trying again")
+                        debug!(lease = %lease.key, %error, "finished lease not deleted; trying again");
                     }
                 }
             }));

@@ -298,7 +298,7 @@ impl ShardLink {
     /// after it.
     fn give_up_until(&self) -> Instant {
         let least = clock::now() + PATIENCE / 2;
-        self.drain_until.get().map_or(clock::now() + PATIENCE, |until| *until.max(&least))
+        self.drain_until.get().map_or_else(|| clock::now() + PATIENCE, |until| *until.max(&least))
     }
 
     /// Whether the lease stays with this worker when it is given up now: only at the worker's own stop.

@@ -176,7 +176,7 @@ impl World {
             while let Some(event) = events.next().await {
                 match event {
                     Event::LeaseTaken { shard, reason } => {
-                        listener.observer.taken(&listener, &shard, &reason)
+                        listener.observer.taken(&listener, &shard, &reason);
                     }
                     other => listener.observer.note(&listener.name, || format!("{other:?}")),
                 }
