@@ -1,13 +1,16 @@
 //! The coordinator: looks at the lease table, repairs it, claims what `balance` says, starts and reaps
 //! the shards' tasks. It decides nothing itself and holds no record.
 
+mod claims;
+mod upkeep;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
-use rand::{RngExt, SeedableRng, rngs::StdRng};
+use rand::{RngExt, rngs::StdRng};
 use tokio::{
     select,
     sync::Semaphore,
@@ -18,26 +21,25 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     clock,
-    config::{Config, InitialPosition, OnShutdown},
+    config::{Config, InitialPosition},
     core::{
-        audit::{self, Coverage, HoleWatch},
+        audit::HoleWatch,
         backoff::Backoff,
-        balance::{self, Claim, Limits, Plan, Planner, Reason},
+        balance::{self, Limits, Plan, Planner},
         lease::{HandOff, Lease, LeaseKey, WorkerId},
         lease_view::LeaseView,
-        shard::{HashKeyRange, ShardId},
-        shard_sync::{self, Begin},
+        shard::ShardId,
+        shard_sync::Begin,
     },
     error::{LeaseLost, WorkerError},
-    io::{BoxError, LeaseError, LeaseStore, RecordSource, ShardFilter},
+    io::{BoxError, LeaseError, LeaseStore, RecordSource},
     worker::{
         Report,
-        consumer::{Consumer, Delivery, Exit, ExitHow},
+        consumer::{Delivery, Exit, ExitHow},
         events::{Event, Sender},
         faults::Faults,
         freeze::Gate,
         health::HealthFile,
-        held_lease::HeldLease,
         reader,
         renewer::cause,
         shard_link::ShardLink,
@@ -48,18 +50,12 @@ use crate::{
 /// A hole in the hash keys is filled when it was seen in that many looks in a row: a look is no snapshot.
 /// KCL: `leasesRecoveryAuditorInconsistencyConfidenceThreshold`.
 const LOOKS_BEFORE_REPAIR: u32 = 3;
-/// How often shards are listed to audit rows without a range.
-const LIST_INTERVAL: Duration = Duration::from_secs(60);
-/// Claims under way at one time.
-const CLAIMS_AT_ONCE: usize = 64;
+/// Calls to the table under way at one time.
+const CALLS_AT_ONCE: usize = 64;
 /// How often a lease that was asked for is looked at.
 const ASKED_INTERVAL: Duration = Duration::from_millis(150);
-/// How many of them at one time.
-const ASKED_AT_ONCE: usize = 8;
 /// A row is about this large; for the read budget.
 const ROW_BYTES: f64 = 512.0;
-/// Rows in doubt that are read again in one look.
-const CONFIRMED_AT_ONCE: usize = 8;
 /// One read unit of an eventually consistent scan.
 const READ_UNIT_BYTES: f64 = 8192.0;
 
@@ -256,18 +252,6 @@ impl Coordinator {
         }
     }
 
-    /// Reads rows again that showed an older counter than known. Without it a row that was deleted and made
-    /// anew would never be claimed, or claimed from its living holder once the counters meet.
-    async fn confirm(&mut self, doubtful: Vec<LeaseKey>) {
-        // Our own are confirmed by their writes.
-        let others = doubtful.into_iter().filter(|key| !self.links.contains_key(key));
-        for key in others.take(CONFIRMED_AT_ONCE).collect::<Vec<_>>() {
-            if let Ok(row) = self.parts.store.get(&key).await {
-                self.view.confirm(&key, row, clock::now());
-            }
-        }
-    }
-
     async fn act(&mut self, stop: &CancellationToken) -> Result<Instant, WorkerError> {
         self.touch_if_idle();
         self.show_rows();
@@ -366,280 +350,6 @@ impl Coordinator {
         Ok(())
     }
 
-    /// Makes the leases that are missing: all at first, later where the hash keys show a hole.
-    async fn repair(&mut self, stop: &CancellationToken) -> Result<(), WorkerError> {
-        let leases: Vec<Lease> = self.view.leases().cloned().collect();
-        let fresh = leases.is_empty();
-        let mut coverage = audit::coverage(&leases, None);
-        if matches!(coverage, Coverage::Unknown(_)) && clock::now() >= self.list_after {
-            // Rows of old KCL versions have no range: the listing has it.
-            self.list_after = clock::now() + LIST_INTERVAL;
-            if let Ok(listed) = self.parts.source.list_shards(ShardFilter::All).await {
-                coverage = audit::coverage(&leases, Some(&listed));
-            }
-        }
-        let suspicious = match coverage {
-            Coverage::Whole => self.holes.see(&[]),
-            Coverage::Holes(holes) => self.holes.see(&holes),
-            Coverage::Empty => self.holes.see(&[HashKeyRange::ALL]),
-            Coverage::Unknown(_) => false,
-        };
-        if !fresh && !suspicious {
-            return Ok(());
-        }
-        let missing = match self.missing(&leases).await {
-            Ok(missing) => missing,
-            Err(error) => {
-                if self.faults.failed() {
-                    warn!(error = %error, cause = cause(error.as_ref()), "listing shards failed; trying again");
-                }
-                return Ok(());
-            }
-        };
-        if !fresh && !missing.is_empty() {
-            warn!(leases = missing.len(), "leases were missing and are made again");
-        }
-        // In the order of the shards, so that a crash in the midst leaves no child without its parent.
-        let mut missing = missing.into_iter().peekable();
-        let mut under_way = JoinSet::new();
-        loop {
-            while under_way.len() < CLAIMS_AT_ONCE && missing.peek().is_some() && !stop.is_cancelled() {
-                let Some(mut lease) = missing.next() else { break };
-                lease.stream = Some(self.identity.clone());
-                let store = self.parts.store.clone();
-                under_way.spawn(self.parts.gate.pass(async move {
-                    let created = store.create(&lease).await;
-                    (lease, created)
-                }));
-            }
-            let Some(done) = under_way.join_next().await else { return Ok(()) };
-            let (lease, created) = done.expect("creations do not panic and are not aborted");
-            match created {
-                Ok(true) => self.view.note(lease, clock::now()),
-                // Somebody was faster, and may begin elsewhere. Not read now, it is at the next look.
-                Ok(false) => {
-                    if let Ok(Some(row)) = self.parts.store.get(&lease.key).await {
-                        self.view.note(row, clock::now());
-                    }
-                }
-                Err(LeaseError::Denied { operation, source }) if self.links.is_empty() => {
-                    let what = format!("{operation}: {}", cause(source.as_ref()));
-                    return Err(WorkerError::Denied { what, source });
-                }
-                Err(error) => {
-                    if self.faults.failed() {
-                        warn!(lease = %lease.key, %error, cause = cause(&error), "lease not made; trying again");
-                    }
-                    missing = Vec::new().into_iter().peekable();
-                }
-            }
-        }
-    }
-
-    async fn missing(&self, leases: &[Lease]) -> Result<Vec<Lease>, BoxError> {
-        let begin = self.begin.pinned_by(leases);
-        let fresh = shard_sync::is_fresh(leases);
-        if leases.is_empty() {
-            let at =
-                |millis| ShardFilter::AtTimestamp(SystemTime::UNIX_EPOCH + Duration::from_millis(millis));
-            let filter = match begin {
-                Begin::TrimHorizon => ShardFilter::AtTrimHorizon,
-                // Not those that are open now: one that was split since then still has the first records.
-                Begin::Latest { pinned_millis } => at(pinned_millis),
-                Begin::Timestamp { millis } => at(millis),
-            };
-            let listed = self.parts.source.list_shards(filter).await?;
-            // Not from every server: some ignore the filter. Then the lineage decides.
-            if let Some(initial) = shard_sync::initial(&listed, begin) {
-                return Ok(initial);
-            }
-        }
-        let listed = self.parts.source.list_shards(ShardFilter::All).await?;
-        Ok(shard_sync::missing(&listed, leases, begin, fresh))
-    }
-
-    /// Somebody dropped the table. Made again it is empty, and the application begins anew.
-    async fn remake_table(&self, stop: &CancellationToken) {
-        use crate::config::LeaseTable::CreateIfMissing;
-        if self.parts.config.lease_table == CreateIfMissing {
-            error!(
-                table = self.parts.table,
-                "the lease table is gone, and with it all checkpoints; it is made again"
-            );
-            select! {
-                biased;
-                () = stop.cancelled() => {}
-                made = self.parts.store.open(true) => if let Err(error) = made {
-                    warn!(%error, "the lease table was not made");
-                },
-            }
-        }
-    }
-
-    /// Writes the claims and starts what was won. True if a race was lost.
-    async fn claim(&mut self, claims: Vec<Claim>) -> Result<bool, WorkerError> {
-        let mut lost_race = false;
-        let (requests, claims): (Vec<Claim>, Vec<Claim>) = claims.into_iter().partition(|claim| claim.ask);
-        self.ask(requests).await;
-        let mut waiting = claims.into_iter();
-        let mut under_way = JoinSet::new();
-        loop {
-            while under_way.len() < CLAIMS_AT_ONCE {
-                let Some(claim) = waiting.next() else { break };
-                let Some(seen) = self.view.get(&claim.key).cloned() else { continue };
-                let (me, store) = (self.parts.me.clone(), self.parts.store.clone());
-                let failover_time = self.parts.config.failover_time;
-                let absent = self.absent_parents(&seen);
-                under_way.spawn(self.parts.gate.pass(async move {
-                    let won = claim_one(&seen, &absent, &me, &store, failover_time).await;
-                    (claim, won)
-                }));
-            }
-            let Some(done) = under_way.join_next().await else { return Ok(lost_race) };
-            let (claim, won) = done.expect("claims do not panic and are not aborted");
-            match won {
-                Ok(Some((row, held))) => self.start(claim, row, held),
-                Ok(None) => {
-                    debug!(lease = %claim.key, "another worker was faster");
-                    lost_race = true;
-                }
-                Err(LeaseError::Denied { operation, source }) if self.links.is_empty() => {
-                    let what = format!("{operation}: {}", cause(source.as_ref()));
-                    return Err(WorkerError::Denied { what, source });
-                }
-                Err(error) => {
-                    if self.faults.failed() {
-                        warn!(lease = %claim.key, %error, cause = cause(&error), "lease not claimed; trying again");
-                    }
-                }
-            }
-        }
-    }
-
-    /// Asks holders for their leases. A request that fails or comes too late is made again at the next look.
-    async fn ask(&mut self, requests: Vec<Claim>) {
-        let mut under_way = JoinSet::new();
-        // The rest is asked for at the next look, which comes soon while leases move.
-        for request in requests.into_iter().take(CLAIMS_AT_ONCE) {
-            let seen = self.view.get(&request.key).cloned();
-            let Some((seen, ask)) = seen.and_then(|seen| Some((seen.clone(), seen.ask(&self.parts.me)?)))
-            else {
-                continue;
-            };
-            let store = self.parts.store.clone();
-            under_way.spawn(self.parts.gate.pass(async move {
-                let result = store.hand_off(&ask).await;
-                (seen, ask, result)
-            }));
-        }
-        while let Some(done) = under_way.join_next().await {
-            let (seen, ask, result) = done.expect("requests do not panic and are not aborted");
-            match result {
-                Ok(()) => {
-                    info!(lease = %ask.key(), from = %ask.from(), "lease asked for");
-                    self.view.note(seen.after_request(&ask), clock::now());
-                    self.asked.insert(ask.key().clone(), ask);
-                }
-                Err(LeaseError::Conflict(_)) => {
-                    debug!(lease = %ask.key(), "the lease changed before it was asked for");
-                }
-                Err(error) => {
-                    if self.faults.failed() {
-                        warn!(lease = %ask.key(), %error, cause = cause(&error), "lease not asked for; trying again");
-                    }
-                    // It may have been asked for all the same: the next look tells.
-                    if matches!(error, LeaseError::Unavailable { .. }) {
-                        self.asked.insert(ask.key().clone(), ask);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Looks at leases that were asked for, and starts those that have been handed over. Says whether any
-    /// request is over, so that there may be more to ask for.
-    async fn look_at_asked(&mut self) -> Result<bool, WorkerError> {
-        let me = self.parts.me.clone();
-        let before = self.asked.len();
-        let mut arrived = Vec::new();
-        let asked: Vec<HandOff> = self.asked.values().take(ASKED_AT_ONCE).cloned().collect();
-        for ask in asked {
-            let Ok(row) = self.parts.store.get(ask.key()).await else { continue };
-            match row {
-                Some(row) if row.is_coming_to(&me) => {}
-                Some(row) if row.holder() == Some(&me) && !row.is_finished() => {
-                    let reason = Reason::HandedOver { from: ask.from().clone() };
-                    arrived.push(Claim { key: row.key.clone(), reason, ask: false });
-                    self.view.note(row, clock::now());
-                }
-                // Ended, taken by another worker, or deleted: the rules of every look apply again.
-                _ => {
-                    self.asked.remove(ask.key());
-                }
-            }
-        }
-        self.claim(arrived).await?;
-        Ok(self.asked.len() < before)
-    }
-
-    /// The parents of a shard that has not begun whose rows were not in the last look.
-    fn absent_parents(&self, lease: &Lease) -> Vec<LeaseKey> {
-        if lease.checkpoint.position().is_some() {
-            return Vec::new();
-        }
-        let absent = |key: &LeaseKey| self.view.get(key).is_none();
-        lease.parents.iter().map(LeaseKey::from).filter(absent).collect()
-    }
-
-    fn start(&mut self, claim: Claim, row: Lease, held: HeldLease) {
-        let parts = &mut self.parts;
-        self.asked.remove(&claim.key);
-        info!(shard = %claim.key, reason = ?claim.reason, checkpoint = %row.checkpoint, "lease taken");
-        self.view.note(row.clone(), clock::now());
-        let configured = match parts.config.initial_position {
-            InitialPosition::AtTimestamp(at) => Some(at),
-            _ => None,
-        };
-        let start = reader::start_of(&row, self.view.pinned_start(), configured);
-        let keep = parts.config.on_shutdown == OnShutdown::Keep;
-        let link = ShardLink::new(held, &row, parts.store.clone(), parts.health.clone(), keep);
-        let link = Arc::new(link);
-        self.links.insert(claim.key.clone(), link.clone());
-        let shard = link.shard.clone();
-        let consumer = Consumer {
-            link,
-            row,
-            start,
-            source: parts.source.clone(),
-            config: parts.config.clone(),
-            memory: self.memory.clone(),
-            delivery: parts.delivery.clone(),
-            rng: StdRng::seed_from_u64(parts.rng.random()),
-            gate: parts.gate.clone(),
-        };
-        self.consumers.spawn(claim.key, parts.gate.pass(consumer.run()));
-        parts.events.send(Event::LeaseTaken { shard, reason: claim.reason });
-    }
-
-    /// Deletes the leases of finished shards whose children have begun; the rest at the next looks.
-    async fn clean_up(&self) {
-        let leases: Vec<Lease> = self.view.leases().cloned().collect();
-        let mut under_way = JoinSet::new();
-        for lease in shard_sync::deletable(&leases).into_iter().take(CLAIMS_AT_ONCE) {
-            let (store, lease) = (self.parts.store.clone(), lease.clone());
-            under_way.spawn(self.parts.gate.pass(async move {
-                match store.delete(&lease).await {
-                    Ok(true) => debug!(lease = %lease.key, "finished lease deleted"),
-                    Ok(false) => {}
-                    Err(error) => {
-                        debug!(lease = %lease.key, %error, "finished lease not deleted; trying again");
-                    }
-                }
-            }));
-        }
-        while under_way.join_next().await.is_some() {}
-    }
-
     fn tell_left_over(&mut self, plan: &Plan) {
         let left_over: BTreeSet<LeaseKey> = plan.left_over.iter().cloned().collect();
         if left_over != self.left_over && !left_over.is_empty() {
@@ -734,7 +444,7 @@ impl Coordinator {
         for (_, ask) in std::mem::take(&mut self.asked) {
             let (me, store) = (self.parts.me.clone(), self.parts.store.clone());
             let failover_time = self.parts.config.failover_time;
-            requests.spawn(self.parts.gate.pass(withdraw(ask, me, store, failover_time)));
+            requests.spawn(self.parts.gate.pass(claims::withdraw(ask, me, store, failover_time)));
         }
         // The tasks keep to the deadline themselves; releasing after it takes a few calls at most.
         let last = until + self.parts.config.call_timeout() * 2;
@@ -752,41 +462,6 @@ impl Coordinator {
             self.consumers.shutdown().await;
         }
     }
-}
-
-/// Takes back a request that has not been met; a lease that was handed over in this moment is given up.
-/// What fails here expires.
-async fn withdraw(ask: HandOff, me: WorkerId, store: Arc<dyn LeaseStore>, failover_time: Duration) {
-    let key = ask.key().clone();
-    if store.hand_off(&ask.withdrawn()).await.is_ok() {
-        debug!(lease = %key, "request withdrawn");
-        return;
-    }
-    let Ok(Some(row)) = store.get(&key).await else { return };
-    if row.owner.as_ref() == Some(&me)
-        && row.checkpoint_owner.is_none()
-        && let Ok(Some((_, held))) = HeldLease::claim(&row, &me, &store, failover_time).await
-    {
-        let released = held.write(|tenure| tenure.release(None)).await;
-        debug!(lease = %key, released = released.is_ok(), "handed over too late");
-    }
-}
-
-/// Claims a lease. A parent whose row was not seen may be one that could not be read: the shard begins
-/// only if the row is truly gone, or finished. Otherwise the race counts as lost.
-async fn claim_one(
-    seen: &Lease,
-    absent_parents: &[LeaseKey],
-    me: &WorkerId,
-    store: &Arc<dyn LeaseStore>,
-    failover_time: Duration,
-) -> Result<Option<(Lease, HeldLease)>, LeaseError> {
-    for parent in absent_parents {
-        if store.get(parent).await?.is_some_and(|row| !row.is_finished()) {
-            return Ok(None);
-        }
-    }
-    HeldLease::claim(seen, me, store, failover_time).await
 }
 
 /// Resolves when reading of the shard has begun or its lease is gone; never without a shard.

@@ -1,0 +1,387 @@
+//! The writes that may change a lease row, and the proof of holding it.
+//!
+//! Every write is conditional on what its writer saw. A [`LeaseWrite`] is made only by [`Lease::claim`] and by
+//! a [`Tenure`], so nothing can move a checkpoint without holding the lease. KCL: `DynamoDBLeaseRefresher`;
+//! rules I2, I4, I5 and I6 of its interoperability.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+
+use crate::core::{
+    lease::{Checkpoint, Lease, LeaseKey, PendingCheckpoint, WorkerId},
+    shard::ShardId,
+};
+
+impl Lease {
+    /// The write by which `me` takes the lease from whoever had it when this row was read.
+    pub fn claim(&self, me: &WorkerId) -> LeaseWrite {
+        let switched = self.holder().is_some_and(|holder| holder != me);
+        LeaseWrite {
+            key: self.key.clone(),
+            expected: self.counter,
+            holder: None,
+            handing_over: None,
+            owner: OwnerChange::Set { owner: me.clone(), switched },
+            mark: None,
+            children: BTreeSet::new(),
+        }
+    }
+
+    /// The request by which `me` asks the owner for the lease; none if the owner did not say that it hands
+    /// leases over, or is handing this one over already.
+    pub fn ask(&self, me: &WorkerId) -> Option<HandOff> {
+        let from = self.owner.clone().filter(|owner| owner != me)?;
+        let willing = self.hands_over.as_ref() == Some(&from) && self.checkpoint_owner.is_none();
+        willing.then(|| HandOff { key: self.key.clone(), from, to: me.clone(), withdraw: false })
+    }
+
+    /// The row after `request` succeeded on it. The counter is the holder's and stays.
+    pub fn after_request(&self, request: &HandOff) -> Self {
+        let (owner, checkpoint_owner) = match request.withdraw {
+            false => (&request.to, Some(request.from.clone())),
+            true => (&request.from, None),
+        };
+        Self { owner: Some(owner.clone()), checkpoint_owner, ..self.clone() }
+    }
+
+    /// The row after `write` succeeded on it.
+    pub fn after(&self, write: &LeaseWrite) -> Self {
+        let mut row = self.clone();
+        row.counter = write.expected + 1;
+        match &write.owner {
+            OwnerChange::Keep => {}
+            OwnerChange::Set { owner, switched } => {
+                row.owner = Some(owner.clone());
+                row.checkpoint_owner = None;
+                row.hands_over = Some(owner.clone());
+                row.owner_switches += u64::from(*switched);
+            }
+            OwnerChange::Remove => (row.owner, row.checkpoint_owner) = (None, None),
+            OwnerChange::Transfer => row.checkpoint_owner = None,
+        }
+        match &write.mark {
+            None => {}
+            Some(Mark::Done(checkpoint)) => {
+                row.checkpoint = checkpoint.clone();
+                row.owner_switches = 0;
+                row.pending = None;
+            }
+            Some(Mark::Advanced(checkpoint)) => {
+                row.checkpoint = checkpoint.clone();
+                row.owner_switches = 0;
+            }
+            Some(Mark::Prepared(pending)) => row.pending = Some(pending.clone()),
+        }
+        if !write.children.is_empty() {
+            row.children.clone_from(&write.children);
+        }
+        row
+    }
+}
+
+/// A request for a graceful hand-off, or its withdrawal. It names the next owner in the row and leaves the
+/// counter alone: the holder goes on renewing, finishes what is in hand, and transfers the lease. KCL:
+/// `initiateGracefulLeaseHandoff`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HandOff {
+    key: LeaseKey,
+    from: WorkerId,
+    to: WorkerId,
+    withdraw: bool,
+}
+
+impl HandOff {
+    /// The row to write.
+    pub fn key(&self) -> &LeaseKey {
+        &self.key
+    }
+
+    /// The holder that is asked.
+    pub fn from(&self) -> &WorkerId {
+        &self.from
+    }
+
+    /// The worker that wants the lease.
+    pub fn to(&self) -> &WorkerId {
+        &self.to
+    }
+
+    /// Whether an earlier request is taken back.
+    pub fn is_withdrawal(&self) -> bool {
+        self.withdraw
+    }
+
+    /// The same request, taken back.
+    pub fn withdrawn(self) -> Self {
+        Self { withdraw: true, ..self }
+    }
+
+    /// Whether `row` meets the condition of this request: the owner is the one that is asked and no
+    /// hand-off is pending; to take it back, this very hand-off is.
+    pub fn is_allowed_on(&self, row: &Lease) -> bool {
+        let state = (row.owner.as_ref(), row.checkpoint_owner.as_ref());
+        match self.withdraw {
+            false => state == (Some(&self.from), None),
+            true => state == (Some(&self.to), Some(&self.from)),
+        }
+    }
+}
+
+/// One conditional write to a lease row: it takes effect only if the counter still is
+/// [`expected`](LeaseWrite::expected) and, unless it claims the lease, the writer holds it and the state of
+/// a hand-off is as the writer knows it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct LeaseWrite {
+    key: LeaseKey,
+    expected: u64,
+    /// The writer, which must hold the lease; none if it claims it.
+    holder: Option<WorkerId>,
+    /// The writer, if it is handing the lease over; none if no hand-off may be pending.
+    handing_over: Option<WorkerId>,
+    owner: OwnerChange,
+    mark: Option<Mark>,
+    children: BTreeSet<ShardId>,
+}
+
+/// What a write does to the owner.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum OwnerChange {
+    /// Leaves it.
+    Keep,
+    /// Writes a new owner and removes a pending hand-off.
+    Set {
+        /// The new owner.
+        owner: WorkerId,
+        /// Whether another worker held the lease before, which is counted in the row.
+        switched: bool,
+    },
+    /// Removes it: anyone may claim the lease at once.
+    Remove,
+    /// Completes a hand-off: the next owner, already named in the row, holds the lease from now on.
+    Transfer,
+}
+
+/// What a write does to the checkpoint.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Mark {
+    /// Moves it, resets the count of owner switches and removes a prepared checkpoint.
+    Done(Checkpoint),
+    /// Moves it likewise, but leaves a prepared checkpoint, which is ahead of it.
+    Advanced(Checkpoint),
+    /// Leaves it and stores a prepared one beside it.
+    Prepared(PendingCheckpoint),
+}
+
+impl LeaseWrite {
+    /// The row to write.
+    pub fn key(&self) -> &LeaseKey {
+        &self.key
+    }
+
+    /// The counter that the row must have. The write raises it by one.
+    pub fn expected(&self) -> u64 {
+        self.expected
+    }
+
+    /// The worker that must hold the lease; none for a claim. The counter alone does not tell: that of a row
+    /// that was deleted and made anew may meet a former holder's.
+    pub fn holder(&self) -> Option<&WorkerId> {
+        self.holder.as_ref()
+    }
+
+    /// The worker that must be handing the lease over; none if no hand-off may be pending. Of no meaning
+    /// for a claim.
+    pub fn handing_over(&self) -> Option<&WorkerId> {
+        self.handing_over.as_ref()
+    }
+
+    /// What becomes of the owner.
+    pub fn owner(&self) -> &OwnerChange {
+        &self.owner
+    }
+
+    /// What becomes of the checkpoint.
+    pub fn mark(&self) -> Option<&Mark> {
+        self.mark.as_ref()
+    }
+
+    /// The children to note in the row; empty for none.
+    pub fn children(&self) -> &BTreeSet<ShardId> {
+        &self.children
+    }
+
+    /// Whether `row` meets the condition of this write.
+    pub fn is_allowed_on(&self, row: &Lease) -> bool {
+        let claims = matches!(self.owner, OwnerChange::Set { .. });
+        let held = row.holder() == self.holder.as_ref() && row.checkpoint_owner == self.handing_over;
+        row.counter == self.expected && (claims || held)
+    }
+
+    /// Whether `row`, read after this write failed or went unanswered, shows that it took effect for `me`.
+    ///
+    /// A reply may be lost after the write was applied; the SDK or we then repeat it and meet our own
+    /// counter.
+    pub fn took_effect_on(&self, row: &Lease, me: &WorkerId) -> bool {
+        // A request for the lease may have come after the write: it leaves the holder and the counter.
+        let owned = match &self.owner {
+            OwnerChange::Keep => row.holder() == Some(me),
+            OwnerChange::Set { owner, .. } => row.holder() == Some(owner),
+            OwnerChange::Remove => row.holder().is_none(),
+            OwnerChange::Transfer => row.holder().is_some_and(|holder| holder != me),
+        };
+        let marked = match &self.mark {
+            None => true,
+            Some(Mark::Done(checkpoint) | Mark::Advanced(checkpoint)) => row.checkpoint == *checkpoint,
+            Some(Mark::Prepared(pending)) => row.pending.as_ref() == Some(pending),
+        };
+        row.counter == self.expected + 1 && owned && marked
+    }
+}
+
+/// Proof of one holding of one lease. Made only by a successful claim; not `Clone`.
+///
+/// It carries the row as this worker last wrote it and the moment up to which the holding is certain.
+/// All writes of a holder are made here.
+#[derive(Debug)]
+pub struct Tenure {
+    row: Lease,
+    me: WorkerId,
+    proven_at: Instant,
+}
+
+/// A checkpoint that would go back, or into the future.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("checkpoint {asked} is behind the stored one, {stored}")]
+pub struct CheckpointGoesBack {
+    /// What was asked for.
+    pub asked: Checkpoint,
+    /// What the row holds.
+    pub stored: Checkpoint,
+}
+
+impl Tenure {
+    /// The holding that began when `claim`, made from `seen` by [`Lease::claim`] and sent at `sent_at`,
+    /// succeeded. Nothing if `claim` is another kind of write.
+    pub fn begin(seen: &Lease, claim: &LeaseWrite, sent_at: Instant) -> Option<Self> {
+        match &claim.owner {
+            OwnerChange::Set { owner, .. } if claim.key == seen.key => {
+                Some(Self { row: seen.after(claim), me: owner.clone(), proven_at: sent_at })
+            }
+            _ => None,
+        }
+    }
+
+    /// The row as this worker last wrote it.
+    pub fn row(&self) -> &Lease {
+        &self.row
+    }
+
+    /// The holder.
+    pub fn me(&self) -> &WorkerId {
+        &self.me
+    }
+
+    /// When the last write that succeeded was sent. Others saw its counter no earlier.
+    pub fn proven_at(&self) -> Instant {
+        self.proven_at
+    }
+
+    /// Until when nobody else may take the lease: others wait `failover_time` from when they first saw
+    /// our counter, which is never before we sent it.
+    pub fn valid_until(&self, failover_time: Duration) -> Instant {
+        self.proven_at + failover_time
+    }
+
+    fn write(&self) -> LeaseWrite {
+        LeaseWrite {
+            key: self.row.key.clone(),
+            expected: self.row.counter,
+            holder: Some(self.me.clone()),
+            handing_over: self.row.checkpoint_owner.clone(),
+            owner: OwnerChange::Keep,
+            mark: None,
+            children: BTreeSet::new(),
+        }
+    }
+
+    /// The write that only raises the counter.
+    pub fn renewal(&self) -> LeaseWrite {
+        self.write()
+    }
+
+    /// The write that moves the checkpoint forward to `to`, or keeps it.
+    ///
+    /// # Errors
+    /// If `to` is behind the stored checkpoint.
+    pub fn checkpoint(&self, to: Checkpoint) -> Result<LeaseWrite, CheckpointGoesBack> {
+        self.forward(&to)?;
+        Ok(LeaseWrite { mark: Some(self.mark(to)), ..self.write() })
+    }
+
+    /// The write that stores a prepared checkpoint and leaves the one in force.
+    ///
+    /// # Errors
+    /// If `to` is behind the stored checkpoint.
+    pub fn prepare(&self, to: Checkpoint, state: Option<Bytes>) -> Result<LeaseWrite, CheckpointGoesBack> {
+        self.forward(&to)?;
+        Ok(LeaseWrite { mark: Some(Mark::Prepared(PendingCheckpoint { at: to, state })), ..self.write() })
+    }
+
+    /// The write that ends the shard and gives the lease up: `SHARD_END`, its children, no owner.
+    pub fn finish(&self, children: BTreeSet<ShardId>) -> LeaseWrite {
+        LeaseWrite {
+            mark: Some(Mark::Done(Checkpoint::ShardEnd)),
+            owner: OwnerChange::Remove,
+            children,
+            ..self.write()
+        }
+    }
+
+    /// The write that gives the lease up, with a last checkpoint if there is one to move: to the next owner
+    /// if one asked for it, else to anyone.
+    ///
+    /// # Errors
+    /// If the last checkpoint is behind the stored one.
+    pub fn release(&self, last: Option<Checkpoint>) -> Result<LeaseWrite, CheckpointGoesBack> {
+        if let Some(to) = &last {
+            self.forward(to)?;
+        }
+        let owner = if self.row.is_leaving(&self.me) { OwnerChange::Transfer } else { OwnerChange::Remove };
+        Ok(LeaseWrite { mark: last.map(|to| self.mark(to)), owner, ..self.write() })
+    }
+
+    /// A prepared checkpoint stays until one as far as it is in force: work before it may be acknowledged.
+    fn mark(&self, to: Checkpoint) -> Mark {
+        let ahead = self.row.pending.as_ref().is_some_and(|pending| pending.at > to);
+        if ahead { Mark::Advanced(to) } else { Mark::Done(to) }
+    }
+
+    fn forward(&self, to: &Checkpoint) -> Result<(), CheckpointGoesBack> {
+        if *to < self.row.checkpoint {
+            return Err(CheckpointGoesBack { asked: to.clone(), stored: self.row.checkpoint.clone() });
+        }
+        Ok(())
+    }
+
+    /// Takes note of a request for the lease, or of its withdrawal, as `row` shows it. Nothing changes
+    /// unless `row` is still that of this holding. Says whether it is.
+    pub fn notice(&mut self, row: &Lease) -> bool {
+        let ours = row.counter == self.row.counter && row.holder() == Some(&self.me);
+        if ours {
+            self.row.owner.clone_from(&row.owner);
+            self.row.checkpoint_owner.clone_from(&row.checkpoint_owner);
+        }
+        ours
+    }
+
+    /// Takes note that `write`, sent at `sent_at`, succeeded.
+    pub fn accept(&mut self, write: &LeaseWrite, sent_at: Instant) {
+        debug_assert_eq!(write.expected, self.row.counter, "writes of one holding never race");
+        self.row = self.row.after(write);
+        self.proven_at = self.proven_at.max(sent_at);
+    }
+}

@@ -1,0 +1,213 @@
+//! Claims and requests: takes the leases that `balance` chose, and starts their shards.
+
+use std::{sync::Arc, time::Duration};
+
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use tokio::task::JoinSet;
+use tracing::{debug, info, warn};
+
+use super::Coordinator;
+use crate::{
+    clock,
+    config::{InitialPosition, OnShutdown},
+    core::{
+        balance::{Claim, Reason},
+        lease::{HandOff, Lease, LeaseKey, WorkerId},
+    },
+    error::WorkerError,
+    io::{LeaseError, LeaseStore},
+    worker::{
+        consumer::Consumer, coordinator::CALLS_AT_ONCE, events::Event, held_lease::HeldLease, reader,
+        renewer::cause, shard_link::ShardLink,
+    },
+};
+
+/// How many leases that were asked for are looked at in one turn.
+const ASKED_AT_ONCE: usize = 8;
+
+impl Coordinator {
+    /// Writes the claims and starts what was won. True if a race was lost.
+    pub(super) async fn claim(&mut self, claims: Vec<Claim>) -> Result<bool, WorkerError> {
+        let mut lost_race = false;
+        let (requests, claims): (Vec<Claim>, Vec<Claim>) = claims.into_iter().partition(|claim| claim.ask);
+        self.ask(requests).await;
+        let mut waiting = claims.into_iter();
+        let mut under_way = JoinSet::new();
+        loop {
+            while under_way.len() < CALLS_AT_ONCE {
+                let Some(claim) = waiting.next() else { break };
+                let Some(seen) = self.view.get(&claim.key).cloned() else { continue };
+                let (me, store) = (self.parts.me.clone(), self.parts.store.clone());
+                let failover_time = self.parts.config.failover_time;
+                let absent = self.absent_parents(&seen);
+                under_way.spawn(self.parts.gate.pass(async move {
+                    let won = claim_one(&seen, &absent, &me, &store, failover_time).await;
+                    (claim, won)
+                }));
+            }
+            let Some(done) = under_way.join_next().await else { return Ok(lost_race) };
+            let (claim, won) = done.expect("claims do not panic and are not aborted");
+            match won {
+                Ok(Some((row, held))) => self.start(claim, row, held),
+                Ok(None) => {
+                    debug!(lease = %claim.key, "another worker was faster");
+                    lost_race = true;
+                }
+                Err(LeaseError::Denied { operation, source }) if self.links.is_empty() => {
+                    let what = format!("{operation}: {}", cause(source.as_ref()));
+                    return Err(WorkerError::Denied { what, source });
+                }
+                Err(error) => {
+                    if self.faults.failed() {
+                        warn!(lease = %claim.key, %error, cause = cause(&error), "lease not claimed; trying again");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks holders for their leases. A request that fails or comes too late is made again at the next look.
+    pub(super) async fn ask(&mut self, requests: Vec<Claim>) {
+        let mut under_way = JoinSet::new();
+        // The rest is asked for at the next look, which comes soon while leases move.
+        for request in requests.into_iter().take(CALLS_AT_ONCE) {
+            let seen = self.view.get(&request.key).cloned();
+            let Some((seen, ask)) = seen.and_then(|seen| Some((seen.clone(), seen.ask(&self.parts.me)?)))
+            else {
+                continue;
+            };
+            let store = self.parts.store.clone();
+            under_way.spawn(self.parts.gate.pass(async move {
+                let result = store.hand_off(&ask).await;
+                (seen, ask, result)
+            }));
+        }
+        while let Some(done) = under_way.join_next().await {
+            let (seen, ask, result) = done.expect("requests do not panic and are not aborted");
+            match result {
+                Ok(()) => {
+                    info!(lease = %ask.key(), from = %ask.from(), "lease asked for");
+                    self.view.note(seen.after_request(&ask), clock::now());
+                    self.asked.insert(ask.key().clone(), ask);
+                }
+                Err(LeaseError::Conflict(_)) => {
+                    debug!(lease = %ask.key(), "the lease changed before it was asked for");
+                }
+                Err(error) => {
+                    if self.faults.failed() {
+                        warn!(lease = %ask.key(), %error, cause = cause(&error), "lease not asked for; trying again");
+                    }
+                    // It may have been asked for all the same: the next look tells.
+                    if matches!(error, LeaseError::Unavailable { .. }) {
+                        self.asked.insert(ask.key().clone(), ask);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Looks at leases that were asked for, and starts those that have been handed over. Says whether any
+    /// request is over, so that there may be more to ask for.
+    pub(super) async fn look_at_asked(&mut self) -> Result<bool, WorkerError> {
+        let me = self.parts.me.clone();
+        let before = self.asked.len();
+        let mut arrived = Vec::new();
+        let asked: Vec<HandOff> = self.asked.values().take(ASKED_AT_ONCE).cloned().collect();
+        for ask in asked {
+            let Ok(row) = self.parts.store.get(ask.key()).await else { continue };
+            match row {
+                Some(row) if row.is_coming_to(&me) => {}
+                Some(row) if row.holder() == Some(&me) && !row.is_finished() => {
+                    let reason = Reason::HandedOver { from: ask.from().clone() };
+                    arrived.push(Claim { key: row.key.clone(), reason, ask: false });
+                    self.view.note(row, clock::now());
+                }
+                // Ended, taken by another worker, or deleted: the rules of every look apply again.
+                _ => {
+                    self.asked.remove(ask.key());
+                }
+            }
+        }
+        self.claim(arrived).await?;
+        Ok(self.asked.len() < before)
+    }
+
+    /// The parents of a shard that has not begun whose rows were not in the last look.
+    pub(super) fn absent_parents(&self, lease: &Lease) -> Vec<LeaseKey> {
+        if lease.checkpoint.position().is_some() {
+            return Vec::new();
+        }
+        let absent = |key: &LeaseKey| self.view.get(key).is_none();
+        lease.parents.iter().map(LeaseKey::from).filter(absent).collect()
+    }
+
+    pub(super) fn start(&mut self, claim: Claim, row: Lease, held: HeldLease) {
+        let parts = &mut self.parts;
+        self.asked.remove(&claim.key);
+        info!(shard = %claim.key, reason = ?claim.reason, checkpoint = %row.checkpoint, "lease taken");
+        self.view.note(row.clone(), clock::now());
+        let configured = match parts.config.initial_position {
+            InitialPosition::AtTimestamp(at) => Some(at),
+            _ => None,
+        };
+        let start = reader::start_of(&row, self.view.pinned_start(), configured);
+        let keep = parts.config.on_shutdown == OnShutdown::Keep;
+        let link = ShardLink::new(held, &row, parts.store.clone(), parts.health.clone(), keep);
+        let link = Arc::new(link);
+        self.links.insert(claim.key.clone(), link.clone());
+        let shard = link.shard.clone();
+        let consumer = Consumer {
+            link,
+            row,
+            start,
+            source: parts.source.clone(),
+            config: parts.config.clone(),
+            memory: self.memory.clone(),
+            delivery: parts.delivery.clone(),
+            rng: StdRng::seed_from_u64(parts.rng.random()),
+            gate: parts.gate.clone(),
+        };
+        self.consumers.spawn(claim.key, parts.gate.pass(consumer.run()));
+        parts.events.send(Event::LeaseTaken { shard, reason: claim.reason });
+    }
+}
+
+/// Takes back a request that has not been met; a lease that was handed over in this moment is given up.
+/// What fails here expires.
+pub(super) async fn withdraw(
+    ask: HandOff,
+    me: WorkerId,
+    store: Arc<dyn LeaseStore>,
+    failover_time: Duration,
+) {
+    let key = ask.key().clone();
+    if store.hand_off(&ask.withdrawn()).await.is_ok() {
+        debug!(lease = %key, "request withdrawn");
+        return;
+    }
+    let Ok(Some(row)) = store.get(&key).await else { return };
+    if row.owner.as_ref() == Some(&me)
+        && row.checkpoint_owner.is_none()
+        && let Ok(Some((_, held))) = HeldLease::claim(&row, &me, &store, failover_time).await
+    {
+        let released = held.write(|tenure| tenure.release(None)).await;
+        debug!(lease = %key, released = released.is_ok(), "handed over too late");
+    }
+}
+
+/// Claims a lease. A parent whose row was not seen may be one that could not be read: the shard begins
+/// only if the row is truly gone, or finished. Otherwise the race counts as lost.
+pub(super) async fn claim_one(
+    seen: &Lease,
+    absent_parents: &[LeaseKey],
+    me: &WorkerId,
+    store: &Arc<dyn LeaseStore>,
+    failover_time: Duration,
+) -> Result<Option<(Lease, HeldLease)>, LeaseError> {
+    for parent in absent_parents {
+        if store.get(parent).await?.is_some_and(|row| !row.is_finished()) {
+            return Ok(None);
+        }
+    }
+    HeldLease::claim(seen, me, store, failover_time).await
+}

@@ -1,0 +1,169 @@
+//! Upkeep of the lease table: rows that are missing, in doubt, or finished.
+
+use std::time::{Duration, SystemTime};
+
+use tokio::{select, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, warn};
+
+use super::Coordinator;
+use crate::{
+    clock,
+    config::LeaseTable,
+    core::{
+        audit::{self, Coverage},
+        lease::{Lease, LeaseKey},
+        shard::HashKeyRange,
+        shard_sync::{self, Begin},
+    },
+    error::WorkerError,
+    io::{BoxError, LeaseError, ShardFilter},
+    worker::{coordinator::CALLS_AT_ONCE, renewer::cause},
+};
+
+/// How often shards are listed to audit rows without a range.
+const LIST_INTERVAL: Duration = Duration::from_secs(60);
+/// Rows in doubt that are read again in one look.
+const CONFIRMED_AT_ONCE: usize = 8;
+
+impl Coordinator {
+    /// Makes the leases that are missing: all at first, later where the hash keys show a hole.
+    pub(super) async fn repair(&mut self, stop: &CancellationToken) -> Result<(), WorkerError> {
+        let leases: Vec<Lease> = self.view.leases().cloned().collect();
+        let fresh = leases.is_empty();
+        let mut coverage = audit::coverage(&leases, None);
+        if matches!(coverage, Coverage::Unknown(_)) && clock::now() >= self.list_after {
+            // Rows of old KCL versions have no range: the listing has it.
+            self.list_after = clock::now() + LIST_INTERVAL;
+            if let Ok(listed) = self.parts.source.list_shards(ShardFilter::All).await {
+                coverage = audit::coverage(&leases, Some(&listed));
+            }
+        }
+        let suspicious = match coverage {
+            Coverage::Whole => self.holes.see(&[]),
+            Coverage::Holes(holes) => self.holes.see(&holes),
+            Coverage::Empty => self.holes.see(&[HashKeyRange::ALL]),
+            Coverage::Unknown(_) => false,
+        };
+        if !fresh && !suspicious {
+            return Ok(());
+        }
+        let missing = match self.missing(&leases).await {
+            Ok(missing) => missing,
+            Err(error) => {
+                if self.faults.failed() {
+                    warn!(error = %error, cause = cause(error.as_ref()), "listing shards failed; trying again");
+                }
+                return Ok(());
+            }
+        };
+        if !fresh && !missing.is_empty() {
+            warn!(leases = missing.len(), "leases were missing and are made again");
+        }
+        // In the order of the shards, so that a crash in the midst leaves no child without its parent.
+        let mut missing = missing.into_iter().peekable();
+        let mut under_way = JoinSet::new();
+        loop {
+            while under_way.len() < CALLS_AT_ONCE && missing.peek().is_some() && !stop.is_cancelled() {
+                let Some(mut lease) = missing.next() else { break };
+                lease.stream = Some(self.identity.clone());
+                let store = self.parts.store.clone();
+                under_way.spawn(self.parts.gate.pass(async move {
+                    let created = store.create(&lease).await;
+                    (lease, created)
+                }));
+            }
+            let Some(done) = under_way.join_next().await else { return Ok(()) };
+            let (lease, created) = done.expect("creations do not panic and are not aborted");
+            match created {
+                Ok(true) => self.view.note(lease, clock::now()),
+                // Somebody was faster, and may begin elsewhere. Not read now, it is at the next look.
+                Ok(false) => {
+                    if let Ok(Some(row)) = self.parts.store.get(&lease.key).await {
+                        self.view.note(row, clock::now());
+                    }
+                }
+                Err(LeaseError::Denied { operation, source }) if self.links.is_empty() => {
+                    let what = format!("{operation}: {}", cause(source.as_ref()));
+                    return Err(WorkerError::Denied { what, source });
+                }
+                Err(error) => {
+                    if self.faults.failed() {
+                        warn!(lease = %lease.key, %error, cause = cause(&error), "lease not made; trying again");
+                    }
+                    missing = Vec::new().into_iter().peekable();
+                }
+            }
+        }
+    }
+
+    pub(super) async fn missing(&self, leases: &[Lease]) -> Result<Vec<Lease>, BoxError> {
+        let begin = self.begin.pinned_by(leases);
+        let fresh = shard_sync::is_fresh(leases);
+        if leases.is_empty() {
+            let at =
+                |millis| ShardFilter::AtTimestamp(SystemTime::UNIX_EPOCH + Duration::from_millis(millis));
+            let filter = match begin {
+                Begin::TrimHorizon => ShardFilter::AtTrimHorizon,
+                // Not those that are open now: one that was split since then still has the first records.
+                Begin::Latest { pinned_millis } => at(pinned_millis),
+                Begin::Timestamp { millis } => at(millis),
+            };
+            let listed = self.parts.source.list_shards(filter).await?;
+            // Not from every server: some ignore the filter. Then the lineage decides.
+            if let Some(initial) = shard_sync::initial(&listed, begin) {
+                return Ok(initial);
+            }
+        }
+        let listed = self.parts.source.list_shards(ShardFilter::All).await?;
+        Ok(shard_sync::missing(&listed, leases, begin, fresh))
+    }
+
+    /// Somebody dropped the table. Made again it is empty, and the application begins anew.
+    pub(super) async fn remake_table(&self, stop: &CancellationToken) {
+        if self.parts.config.lease_table == LeaseTable::CreateIfMissing {
+            error!(
+                table = self.parts.table,
+                "the lease table is gone, and with it all checkpoints; it is made again"
+            );
+            select! {
+                biased;
+                () = stop.cancelled() => {}
+                made = self.parts.store.open(true) => if let Err(error) = made {
+                    warn!(%error, "the lease table was not made");
+                },
+            }
+        }
+    }
+
+    /// Deletes the leases of finished shards whose children have begun; the rest at the next looks.
+    pub(super) async fn clean_up(&self) {
+        let leases: Vec<Lease> = self.view.leases().cloned().collect();
+        let mut under_way = JoinSet::new();
+        for lease in shard_sync::deletable(&leases).into_iter().take(CALLS_AT_ONCE) {
+            let (store, lease) = (self.parts.store.clone(), lease.clone());
+            under_way.spawn(self.parts.gate.pass(async move {
+                match store.delete(&lease).await {
+                    Ok(true) => debug!(lease = %lease.key, "finished lease deleted"),
+                    Ok(false) => {}
+                    Err(error) => {
+                        debug!(lease = %lease.key, %error, "finished lease not deleted; trying again");
+                    }
+                }
+            }));
+        }
+        while under_way.join_next().await.is_some() {}
+    }
+
+    /// Reads rows again that showed an older counter than known. Without it a row that was deleted and made
+    /// anew would never be claimed, or claimed from its living holder once the counters meet.
+    pub(super) async fn confirm(&mut self, doubtful: Vec<LeaseKey>) {
+        // Our own are confirmed by their writes.
+        let others = doubtful.into_iter().filter(|key| !self.links.contains_key(key));
+        for key in others.take(CONFIRMED_AT_ONCE).collect::<Vec<_>>() {
+            if let Ok(row) = self.parts.store.get(&key).await {
+                self.view.confirm(&key, row, clock::now());
+            }
+        }
+    }
+}
