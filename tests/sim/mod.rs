@@ -9,6 +9,8 @@ pub(crate) mod line;
 pub(crate) mod observer;
 pub(crate) mod processor;
 pub(crate) mod run;
+mod sabotage;
+mod scenarios;
 pub(crate) mod script;
 pub(crate) mod shards;
 pub(crate) mod tap;

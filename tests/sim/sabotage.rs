@@ -1,0 +1,242 @@
+//! Proof that the simulation can fail: worlds that break one rule each, and the observer must say so.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use kinesis_consumer::{
+    HandOff, Lease, LeaseKey, LeaseWrite, OwnerChange, Shard, ShardId,
+    io::{
+        LeaseError, LeaseStore, Page, RecordSource, ShardFilter, ShardIterator, SourceError, StartFrom,
+        StreamDescription,
+        memory::{MemoryLeaseStore, MemoryStream},
+    },
+};
+
+use super::{
+    fleet::{Setup, World},
+    processor::Temper,
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// What a lying table does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Lie {
+    /// Writes whatever the counter is.
+    Unconditional,
+    /// Says that it renewed, and does not.
+    NoRenewals,
+    /// Says that it released, and does not.
+    NoReleases,
+    /// Shows every counter as it was at first.
+    OldCounters,
+}
+
+#[derive(Debug)]
+struct Liar {
+    table: MemoryLeaseStore,
+    lie: Lie,
+    first: Mutex<BTreeMap<LeaseKey, Lease>>,
+}
+
+#[async_trait]
+impl LeaseStore for Liar {
+    async fn open(&self, create: bool) -> Result<(), LeaseError> {
+        self.table.open(create).await
+    }
+
+    async fn list(&self) -> Result<Vec<Lease>, LeaseError> {
+        let rows = self.table.list().await?;
+        if self.lie != Lie::OldCounters {
+            return Ok(rows);
+        }
+        let mut first = self.first.lock().expect("no panic");
+        let old = |row: Lease| {
+            let known = first.entry(row.key.clone()).or_insert_with(|| row.clone());
+            // Truthful as soon as the reader does not hold it against us: its claims must succeed.
+            if known.owner != row.owner {
+                *known = row.clone()
+            }
+            Lease { counter: known.counter, ..row }
+        };
+        Ok(rows.into_iter().map(old).collect())
+    }
+
+    async fn get(&self, key: &LeaseKey) -> Result<Option<Lease>, LeaseError> {
+        self.table.get(key).await
+    }
+
+    async fn create(&self, lease: &Lease) -> Result<bool, LeaseError> {
+        self.table.create(lease).await
+    }
+
+    async fn write(&self, write: &LeaseWrite) -> Result<(), LeaseError> {
+        let row = self.table.get(write.key()).await?;
+        match (self.lie, write.owner(), row) {
+            (Lie::Unconditional | Lie::OldCounters, _, Some(row)) => {
+                self.table.put_row(row.after(write));
+                Ok(())
+            }
+            (Lie::NoRenewals, OwnerChange::Keep, _) | (Lie::NoReleases, OwnerChange::Remove, _) => Ok(()),
+            _ => self.table.write(write).await,
+        }
+    }
+
+    async fn hand_off(&self, request: &HandOff) -> Result<(), LeaseError> {
+        self.table.hand_off(request).await
+    }
+
+    async fn delete(&self, seen: &Lease) -> Result<bool, LeaseError> {
+        self.table.delete(seen).await
+    }
+}
+
+/// What a lying stream does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Trick {
+    /// Begins after the checkpoint's record's successor.
+    SkipsOne,
+    /// Says that children have no parents.
+    HidesParents,
+    /// Leaves the last record of every page out.
+    DropsLast,
+}
+
+#[derive(Debug)]
+struct Trickster {
+    stream: MemoryStream,
+    trick: Trick,
+}
+
+#[async_trait]
+impl RecordSource for Trickster {
+    async fn describe(&self) -> Result<StreamDescription, SourceError> {
+        self.stream.describe().await
+    }
+
+    async fn list_shards(&self, filter: ShardFilter) -> Result<Vec<Shard>, SourceError> {
+        let mut shards = self.stream.list_shards(filter).await?;
+        if self.trick == Trick::HidesParents {
+            shards.iter_mut().for_each(|shard| shard.parents.clear());
+        }
+        Ok(shards)
+    }
+
+    async fn open(&self, shard: &ShardId, from: &StartFrom) -> Result<ShardIterator, SourceError> {
+        match from {
+            StartFrom::At(number) if self.trick == Trick::SkipsOne => {
+                let records = self.stream.records(shard);
+                let at = records.iter().position(|record| record.position().sequence == *number);
+                let next =
+                    at.and_then(|at| records.get(at + 1)).map(|record| record.position().sequence.clone());
+                self.stream.open(shard, &StartFrom::After(next.unwrap_or_else(|| number.clone()))).await
+            }
+            from => self.stream.open(shard, from).await,
+        }
+    }
+
+    async fn read(&self, shard: &ShardId, from: &ShardIterator, limit: usize) -> Result<Page, SourceError> {
+        let mut page = self.stream.read(shard, from, limit).await?;
+        match self.trick {
+            Trick::HidesParents => page.children.iter_mut().for_each(|child| child.parents.clear()),
+            Trick::DropsLast => drop(page.records.pop()),
+            Trick::SkipsOne => {}
+        }
+        Ok(page)
+    }
+}
+
+/// Two workers, records, a freeze, a crash and a stop: what the observer has to say of it.
+async fn violations(sabotage: impl FnOnce(&mut World)) -> String {
+    let mut world = World::new(Setup::new(5, 4));
+    sabotage(&mut world);
+    world.start("a");
+    world.start("b");
+    world.put(60);
+    world.advance(3 * SECOND).await;
+    world.freeze(0);
+    world.advance(4 * SECOND).await;
+    world.put(60);
+    world.split(0);
+    world.merge(2);
+    world.thaw(0);
+    world.put(60);
+    world.advance(2 * SECOND).await;
+    world.crash(1).await;
+    world.put(60);
+    let read = world.until(30 * SECOND, |world| world.observer.unread().is_empty()).await;
+    world.stop(0);
+    world.advance(8 * SECOND).await;
+    let held = world.table.rows().iter().any(|row| row.holder().is_some());
+    let mut all = world.observer.violations();
+    all.extend((!read).then(|| "records were left unread".to_owned()));
+    all.extend(held.then(|| "leases were left held".to_owned()));
+    world.close().await;
+    all.join("\n")
+}
+
+async fn with_liar(lie: Lie) -> String {
+    violations(|world| {
+        world.store = Arc::new(Liar { table: world.table.clone(), lie, first: Mutex::default() });
+    })
+    .await
+}
+
+async fn with_trickster(trick: Trick) -> String {
+    violations(|world| world.source = Arc::new(Trickster { stream: world.stream.clone(), trick })).await
+}
+
+#[track_caller]
+fn says(violations: &str, what: &str) {
+    assert!(violations.contains(what), "expected {what:?} in:\n{violations}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_sabotage_there_is_nothing_to_say() {
+    assert_eq!(violations(|_| ()).await, "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_table_without_conditions_is_caught() {
+    says(&with_liar(Lie::Unconditional).await, "was allowed to");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_table_that_does_not_renew_is_caught() {
+    says(&with_liar(Lie::NoRenewals).await, "after its lease could have been taken");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_table_that_does_not_release_is_caught() {
+    says(&with_liar(Lie::NoReleases).await, "leases were left held");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_table_whose_counters_stand_still_is_caught() {
+    says(&with_liar(Lie::OldCounters).await, "as Expired from a living holder");
+}
+
+#[tokio::test(start_paused = true)]
+async fn code_that_acknowledges_before_it_is_done_is_caught() {
+    let hasty = Temper { hasty: true, slow: 3000, ..Temper::default() };
+    says(&violations(|world| world.setup.temper = hasty).await, "not acknowledged");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_after_the_checkpoint_instead_of_at_it_is_caught() {
+    says(&with_trickster(Trick::SkipsOne).await, "comes next for this holder");
+}
+
+#[tokio::test(start_paused = true)]
+async fn children_that_do_not_know_their_parents_are_caught() {
+    says(&with_trickster(Trick::HidesParents).await, "has not ended");
+}
+
+#[tokio::test(start_paused = true)]
+async fn records_that_are_left_out_are_caught() {
+    says(&with_trickster(Trick::DropsLast).await, "ever did");
+}
