@@ -66,11 +66,13 @@ pub(super) async fn keep(link: &ShardLink, config: &Config, rng: &mut impl Rng) 
                 not_before = clock::now() + backoff.next(rng);
             }
             Err(WriteError::Unavailable(error)) => {
+                let left = link.held.valid_until().saturating_duration_since(clock::now());
                 if faults.failed() {
-                    let left = link.held.valid_until().saturating_duration_since(clock::now());
                     warn!(shard = %link.shard, %error, cause = cause(&error), ?left, "lease not renewed; trying again");
                 }
-                not_before = clock::now() + backoff.next(rng);
+                // More and more often towards the end: a table that throttles most calls costs no lease.
+                let delay = backoff.next(rng).min(left / 8).max(config.renew_after() / 50);
+                not_before = clock::now() + delay;
             }
         }
     }
