@@ -111,7 +111,7 @@ async fn lost_replies_cost_no_lease() {
 #[tokio::test(start_paused = true)]
 async fn checkpoints_and_renewals_of_one_worker_never_refuse_each_other() {
     let setup = Setup::new(4, 2);
-    let config = Config { checkpoint_interval: SECOND / 50, ..setup.config };
+    let config = Config { checkpoint_interval: SECOND / 10, ..setup.config };
     let temper = Temper { durable: 1.0, later: 0.2, slow: 20, ..Temper::default() };
     let mut world = settled(Setup { config, temper, ..setup }, 1).await;
     world.table_line(0, Quality { latency: 200, ..Quality::default() });
@@ -367,7 +367,8 @@ async fn a_worker_cut_off_from_the_table_stops_before_others_take_over() {
             false => world.instances[0].table_faults.cut(),
         }
         world.put(40);
-        reads_everything(&mut world, 8 * SECOND).await;
+        world.advance(5 * SECOND).await;
+        reads_everything(&mut world, 3 * SECOND).await;
         assert_eq!(owned(&world, "b"), 4);
         world.table_line(0, Quality::default());
         world.instances[0].table_faults.heal();
