@@ -73,7 +73,7 @@ fn random_fleets_keep_every_promise() {
                         break;
                     }
                     let outcome = run(&Script::draw(seed), false);
-                    sum.lock().expect("no panic").add(&outcome);
+                    sum.lock().expect("no panic").add(seed, &outcome);
                     if let Some(violation) = outcome.violations.first() {
                         println!("seed {seed}: {violation}");
                         failed.lock().expect("no panic").push(seed);
@@ -94,7 +94,6 @@ fn random_fleets_keep_every_promise() {
 
 /// What all seeds together amount to.
 #[derive(Debug, Default)]
-#[expect(dead_code, reason = "printed")]
 struct Sum {
     seeds: u64,
     simulated: Duration,
@@ -104,11 +103,12 @@ struct Sum {
     stolen_alive: u64,
     handed_over: u64,
     calls: u64,
-    longest_recovery: Duration,
+    /// And its seed.
+    longest_recovery: (Duration, u64),
 }
 
 impl Sum {
-    fn add(&mut self, outcome: &Outcome) {
+    fn add(&mut self, seed: u64, outcome: &Outcome) {
         let counts = outcome.counts;
         self.seeds += 1;
         self.simulated += outcome.simulated;
@@ -118,7 +118,7 @@ impl Sum {
         self.stolen_alive += counts.stolen_alive;
         self.handed_over += counts.handed_over;
         self.calls += counts.calls;
-        self.longest_recovery = self.longest_recovery.max(outcome.recovered);
+        self.longest_recovery = self.longest_recovery.max((outcome.recovered, seed));
     }
 }
 

@@ -148,11 +148,6 @@ impl Observer {
         self.lock().counts
     }
 
-    /// Milliseconds since the beginning.
-    pub(crate) fn millis(&self) -> u64 {
-        self.lock().millis()
-    }
-
     // What the world does.
 
     pub(crate) fn joined(&self, name: &str) -> usize {
@@ -487,6 +482,7 @@ impl State {
         }
         let row = self.rows.entry(shard.clone()).or_default();
         let (holder, edited) = (row.holder, row.edited || row.remade);
+        let remade = row.remade;
         (row.holder, row.edited) = (Some(seat.no), false);
         let took_alive = !edited
             && holder.filter(|no| *no != seat.no).is_some_and(|no| {
@@ -501,11 +497,13 @@ impl State {
         }
         let log = self.shards.entry(shard.clone()).or_default();
         let (base, exact) = match (&after.checkpoint, after.start_millis) {
+            // A claim may have been made from what the row was before, if the counters meet.
+            _ if remade => (log.last(), false),
             (Checkpoint::At(position), _) => (number(position), true),
             (Checkpoint::Latest | Checkpoint::AtTimestamp, Some(at)) => (log.before(at), false),
             _ => (0, true),
         };
-        let acked_through = if exact { base } else { 0 };
+        let acked_through = after.checkpoint.position().map_or(0, number);
         let tenure = Tenure {
             valid_until,
             over: false,

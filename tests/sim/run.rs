@@ -252,7 +252,6 @@ impl Player {
                 self.world.table.set_scan_staleness(Duration::from_millis(*by));
                 self.later(*millis, Due::Fresh);
             }
-            Step::Burst(count) => self.world.put(*count),
             Step::Split(nth) => self.world.split(*nth),
             Step::Merge(nth) => self.world.merge(*nth),
             Step::Double => {

@@ -43,10 +43,6 @@ impl ShardLog {
         self.records.partition_point(|record| record.arrived_millis < millis) as u64
     }
 
-    pub(crate) fn is_acked(&self, number: u64) -> bool {
-        number.checked_sub(1).and_then(|at| self.records.get(at as usize)).is_some_and(|record| record.acked)
-    }
-
     pub(crate) fn ack(&mut self, number: u64) {
         if let Some(record) = self.records.get_mut(number as usize - 1) {
             record.acked = true;
@@ -93,7 +89,7 @@ impl Keys {
     /// Takes note of a delivery; an error if a record of the key was passed over. Whatever precedes the
     /// first record of a key that is ever delivered belongs to the time before the application began.
     pub(crate) fn deliver(&mut self, key: u32, in_key: u32) -> Result<(), String> {
-        let last = self.0.entry(key).or_insert(in_key.saturating_sub(1));
+        let last = self.0.entry(key).or_insert_with(|| in_key.saturating_sub(1));
         if in_key > *last + 1 {
             return Err(format!("record {in_key} of key {key} came before {} ever did", *last + 1));
         }
