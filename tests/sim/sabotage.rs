@@ -59,7 +59,7 @@ impl LeaseStore for Liar {
             let known = first.entry(row.key.clone()).or_insert_with(|| row.clone());
             // Truthful as soon as the reader does not hold it against us: its claims must succeed.
             if known.owner != row.owner {
-                *known = row.clone()
+                *known = row.clone();
             }
             Lease { counter: known.counter, ..row }
         };
