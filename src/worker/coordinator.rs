@@ -94,7 +94,10 @@ pub(super) struct Coordinator {
     /// Shards that the user's code could not go on with, until when to leave them to others.
     avoided: BTreeMap<LeaseKey, (Instant, Backoff)>,
     left_over: BTreeSet<LeaseKey>,
+    /// Rows of faults of looks, of writes, and of listings of the shards.
     faults: Faults,
+    write_faults: Faults,
+    list_faults: Faults,
     backoff: Backoff,
     report: Report,
     stopped_by: Option<BoxError>,
@@ -103,7 +106,7 @@ pub(super) struct Coordinator {
 impl Coordinator {
     /// Checks everything, then coordinates until `stop`, then drains. Dropping it stops hard.
     pub(super) async fn run(mut parts: Parts, stop: CancellationToken) -> Result<Report, WorkerError> {
-        let started = clock::now();
+        let (started, first_start) = (clock::now(), clock::wall());
         let found = select! {
             biased;
             () = stop.cancelled() => return Ok(Report::default()),
@@ -115,7 +118,7 @@ impl Coordinator {
         };
         let begin = match parts.config.initial_position {
             InitialPosition::TrimHorizon => Begin::TrimHorizon,
-            InitialPosition::Latest => Begin::Latest { pinned_millis: millis(clock::wall()) },
+            InitialPosition::Latest => Begin::Latest { pinned_millis: millis(first_start) },
             InitialPosition::AtTimestamp(at) => Begin::Timestamp { millis: millis(at) },
         };
         let mut view = LeaseView::default();
@@ -137,6 +140,8 @@ impl Coordinator {
             avoided: BTreeMap::new(),
             left_over: BTreeSet::new(),
             faults: Faults::default(),
+            write_faults: Faults::default(),
+            list_faults: Faults::default(),
             backoff: Backoff::new(retry.0, retry.1),
             report: Report::default(),
             stopped_by: None,

@@ -48,7 +48,10 @@ impl Coordinator {
             let Some(done) = under_way.join_next().await else { return Ok(lost_race) };
             let (claim, won) = done.expect("claims do not panic and are not aborted");
             match won {
-                Ok(Some((row, held))) => self.start(claim, row, held),
+                Ok(Some((row, held))) => {
+                    self.write_faults.over();
+                    self.start(claim, row, held);
+                }
                 Ok(None) => {
                     debug!(lease = %claim.key, "another worker was faster");
                     lost_race = true;
@@ -58,7 +61,7 @@ impl Coordinator {
                     return Err(WorkerError::Denied { what, source });
                 }
                 Err(error) => {
-                    if self.faults.failed() {
+                    if self.write_faults.failed() {
                         warn!(lease = %claim.key, %error, cause = cause(&error), "lease not claimed; trying again");
                     }
                 }
@@ -94,7 +97,7 @@ impl Coordinator {
                     debug!(lease = %ask.key(), "the lease changed before it was asked for");
                 }
                 Err(error) => {
-                    if self.faults.failed() {
+                    if self.write_faults.failed() {
                         warn!(lease = %ask.key(), %error, cause = cause(&error), "lease not asked for; trying again");
                     }
                     // It may have been asked for all the same: the next look tells.

@@ -49,9 +49,12 @@ impl Coordinator {
             return Ok(());
         }
         let missing = match self.missing(&leases).await {
-            Ok(missing) => missing,
+            Ok(missing) => {
+                self.list_faults.over();
+                missing
+            }
             Err(error) => {
-                if self.faults.failed() {
+                if self.list_faults.failed() {
                     warn!(error = %error, cause = cause(error.as_ref()), "listing shards failed; trying again");
                 }
                 return Ok(());
@@ -88,7 +91,7 @@ impl Coordinator {
                     return Err(WorkerError::Denied { what, source });
                 }
                 Err(error) => {
-                    if self.faults.failed() {
+                    if self.write_faults.failed() {
                         warn!(lease = %lease.key, %error, cause = cause(&error), "lease not made; trying again");
                     }
                     missing = Vec::new().into_iter().peekable();
