@@ -30,6 +30,7 @@ use crate::{
     io::{
         BoxError, LeaseError, LeaseStore,
         lease_item::{self, Expressions, Item},
+        sdk_error::{cause, is_denied},
     },
 };
 
@@ -39,24 +40,6 @@ const FIRST_LOOK: Duration = Duration::from_millis(50);
 const LONGEST_LOOK: Duration = Duration::from_secs(2);
 /// One warning a bad row, and no more than these: a table full of nonsense must not flood the log.
 const MOST_WARNINGS: usize = 100;
-
-/// The error codes that say: not with these credentials.
-const DENIED: [&str; 14] = [
-    "AccessDenied",
-    "AccessDeniedException",
-    "ExpiredToken",
-    "ExpiredTokenException",
-    "IncompleteSignature",
-    "IncompleteSignatureException",
-    "InvalidClientTokenId",
-    "InvalidSignatureException",
-    "MissingAuthenticationToken",
-    "MissingAuthenticationTokenException",
-    "NotAuthorized",
-    "OptInRequired",
-    "SignatureDoesNotMatch",
-    "UnrecognizedClientException",
-];
 
 /// Leases in a DynamoDB table, readable and writable by the Java KCL.
 pub struct DynamoDbLeaseStore {
@@ -166,8 +149,7 @@ impl DynamoDbLeaseStore {
         let code = error.as_service_error().and_then(ProvideErrorMetadata::code);
         match code {
             Some("ResourceNotFoundException") => LeaseError::NoTable { table: self.table.clone() },
-            Some(code) if DENIED.contains(&code) => LeaseError::Denied { operation, source: cause(error) },
-            None if is_about_credentials(&error) => LeaseError::Denied { operation, source: cause(error) },
+            _ if is_denied(&error) => LeaseError::Denied { operation, source: cause(error) },
             _ => unavailable(operation, cause(error)),
         }
     }
@@ -289,28 +271,6 @@ fn is_failed_condition<E: ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
     error.as_service_error().and_then(ProvideErrorMetadata::code) == Some("ConditionalCheckFailedException")
 }
 
-/// Whether a call failed before it was sent, for want of credentials.
-///
-/// The SDK has no kind of error for it, so its words decide. A provider that timed out may answer the next
-/// time; that is as if the service had.
-fn is_about_credentials(error: &(dyn Error + 'static)) -> bool {
-    let (mut next, mut found) = (Some(error), false);
-    while let Some(cause) = next {
-        let words = cause.to_string();
-        if words.contains("timed out") {
-            return false;
-        }
-        found |= words.contains("credential");
-        next = cause.source();
-    }
-    found
-}
-
 fn unavailable(operation: &'static str, source: impl Into<BoxError>) -> LeaseError {
     LeaseError::Unavailable { operation, source: source.into() }
-}
-
-/// The cause without the raw exchange, which may hold more than a log should show.
-fn cause<E: Error + Send + Sync + 'static>(error: SdkError<E>) -> BoxError {
-    error.into_source().unwrap_or_else(|error| Box::new(error))
 }
