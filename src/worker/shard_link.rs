@@ -164,6 +164,7 @@ impl ShardLink {
             progress.busy_since = (!idle).then(clock::now);
         }
         drop(progress);
+        self.health.touch();
         self.changed.notify_one();
         if idle {
             self.settled.notify_waiters();

@@ -7,7 +7,7 @@ use std::{
 };
 
 use kinesis_consumer::{
-    Config, Failure, Verdict,
+    Batch, Config, Failure, ShardContext, Verdict,
     health::{self, Verdict as Health},
 };
 
@@ -33,6 +33,12 @@ impl File {
             idle_time_between_reads: Duration::from_millis(200),
             ..config()
         }
+    }
+
+    /// Makes it as old as can be.
+    fn age(&self) {
+        let file = std::fs::File::options().write(true).open(&self.0).expect("there");
+        file.set_modified(std::time::SystemTime::UNIX_EPOCH).expect("set");
     }
 
     async fn becomes(&self, wanted: impl Fn(Health) -> bool) {
@@ -76,15 +82,8 @@ async fn a_worker_that_fails_and_retries_or_has_no_shard_is_alive() {
     let second = run(world.worker_with("b", spare.config()).build(world.probe()).expect("valid"));
     spare.becomes(Health::is_fresh).await;
     for _ in 0..3 {
-        let now = std::time::SystemTime::UNIX_EPOCH;
-        for file in [&busy, &spare] {
-            std::fs::File::options()
-                .write(true)
-                .open(&file.0)
-                .expect("there")
-                .set_modified(now)
-                .expect("set");
-        }
+        busy.age();
+        spare.age();
         busy.becomes(Health::is_fresh).await;
         spare.becomes(Health::is_fresh).await;
     }
@@ -125,4 +124,28 @@ async fn a_path_that_cannot_be_written_is_refused_before_any_call() {
     let error = worker.end().await.expect_err("refused").to_string();
     assert!(error.contains("no-such-folder") && error.contains("writable path"), "{error}");
     assert_eq!(world.faults.calls(kinesis_consumer::io::faulty::Op::Describe), 0);
+}
+
+#[tokio::test]
+async fn the_file_is_fresh_while_a_long_batch_is_acknowledged_record_by_record() {
+    let (world, file) = (World::shards(1), File::new());
+    world.put(0, 0..1000);
+    let slow = world.probe_with(|batch: Batch, context: ShardContext| async move {
+        for record in &batch {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            context.acks().ack(record.position());
+        }
+        Ok(Verdict::Done)
+    });
+    let config = Config { max_records: 500, ..file.config() };
+    let worker = run(world.worker_with("a", config).build(slow).expect("valid"));
+    world.trace.wait_for_records(0, 500).await;
+    // The first may be signs of the next batch being read ahead.
+    for _ in 0..8 {
+        file.becomes(Health::is_fresh).await;
+        file.age();
+    }
+    file.becomes(Health::is_fresh).await;
+    assert_eq!(world.trace.batches(0).len(), 1);
+    worker.crash().await;
 }
