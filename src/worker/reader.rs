@@ -32,8 +32,6 @@ use crate::{
     worker::{faults::Faults, renewer::cause, shard::Fetched, shard_link::ShardLink},
 };
 
-/// Reads that fail are made smaller, down to this many records.
-const LEAST_RECORDS: usize = 100;
 /// A closed shard that is still listed has left the stream when it was refused that many times in a row.
 const REFUSALS: u32 = 3;
 /// Budget is counted in these, so that a semaphore can hold it.
@@ -136,8 +134,8 @@ impl<R: Rng> Reader<R> {
                             if faults.failed() {
                                 warn!(shard = %self.link.shard, %error, cause = cause(&error), "read failed; trying again");
                             }
-                            // Perhaps a page was too large for the time that a call has.
-                            limit = (limit / 2).max(LEAST_RECORDS.min(self.config.max_records));
+                            // Perhaps a page was too large for the time that a call has: ten records can be.
+                            limit = (limit / 2).max(1);
                             pacing.on_error(now, &mut self.rng);
                         }
                     }

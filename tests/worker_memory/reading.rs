@@ -1,8 +1,18 @@
 //! Reading: iterators that expire, throttles, memory, retention.
 
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+};
+
+use async_trait::async_trait;
 use kinesis_consumer::{
-    Batch, Config, Verdict,
+    Batch, Config, Shard, ShardId, Verdict,
     io::{
+        Page, RecordSource, ShardFilter, ShardIterator, SourceError, StartFrom, StreamDescription,
         faulty::{Fault, Op},
         memory::{Limits, MemoryStream},
     },
@@ -161,4 +171,108 @@ async fn a_closed_shard_that_leaves_the_stream_unread_makes_room_for_its_childre
     let worker = run(world.worker("b").build(world.probe()).expect("valid"));
     world.checkpoint_at(2, "3").await;
     worker.stop().await;
+}
+
+/// A stream whose reads fail as `refuse` says, which sees the limit of each.
+#[derive(Clone)]
+struct Refusing<F> {
+    inner: MemoryStream,
+    refuse: F,
+}
+
+impl<F> fmt::Debug for Refusing<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+#[async_trait]
+impl<F: Fn(&ShardId, usize) -> Option<SourceError> + Send + Sync> RecordSource for Refusing<F> {
+    async fn describe(&self) -> Result<StreamDescription, SourceError> {
+        self.inner.describe().await
+    }
+
+    async fn list_shards(&self, filter: ShardFilter) -> Result<Vec<Shard>, SourceError> {
+        self.inner.list_shards(filter).await
+    }
+
+    async fn open(&self, shard: &ShardId, from: &StartFrom) -> Result<ShardIterator, SourceError> {
+        self.inner.open(shard, from).await
+    }
+
+    async fn read(&self, shard: &ShardId, from: &ShardIterator, limit: usize) -> Result<Page, SourceError> {
+        match (self.refuse)(shard, limit) {
+            Some(error) => Err(error),
+            None => self.inner.read(shard, from, limit).await,
+        }
+    }
+}
+
+/// A source that does not know its first shard for the next `refusals` reads of it.
+fn forgetful(world: &World, refusals: &Arc<AtomicU32>) -> Arc<dyn RecordSource> {
+    let (refusals, first) = (refusals.clone(), world.shard(0));
+    let refuse = move |shard: &ShardId, _| {
+        let left = |left: u32| left.checked_sub(1);
+        let refused = *shard == first && refusals.fetch_update(Relaxed, Relaxed, left).is_ok();
+        refused.then(|| SourceError::NoShard(shard.clone()))
+    };
+    Arc::new(Refusing { inner: world.stream.clone(), refuse })
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_open_shard_that_is_refused_is_not_ended_and_loses_nothing() {
+    for refused in [1, 10] {
+        let (world, refusals) = (World::shards(1), Arc::new(AtomicU32::new(0)));
+        let worker = world.worker("a").source(forgetful(&world, &refusals));
+        let worker = run(worker.build(world.probe()).expect("valid"));
+        world.put(0, [0]);
+        world.checkpoint_at(0, "0").await;
+        refusals.store(refused, Relaxed);
+        for n in 1..30 {
+            world.put(0, [n]);
+            tokio::time::sleep(SECOND).await;
+            assert!(!world.row(0).is_finished(), "{n}");
+        }
+        world.checkpoint_at(0, "29").await;
+        let expected: Vec<String> = (0..30).map(|n: u32| n.to_string()).collect();
+        assert_eq!((world.trace.records(0), refusals.load(Relaxed)), (expected, 0));
+        worker.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_closed_shard_that_is_still_listed_ends_when_it_is_refused_three_times() {
+    for (refused, ended) in [(2, false), (3, true)] {
+        let (world, refusals) = (World::shards(1), Arc::new(AtomicU32::new(0)));
+        let worker = world.worker("a").source(forgetful(&world, &refusals));
+        let worker = run(worker.build(world.probe()).expect("valid"));
+        world.put(0, [1]);
+        world.checkpoint_at(0, "1").await;
+        refusals.store(refused, Relaxed);
+        world.put(0, [2]);
+        world.stream.split(&world.shard(0));
+        world.put(0, [3]);
+        world.checkpoint_at(1, "3").await;
+        let read = if ended { vec!["1"] } else { vec!["1", "2"] };
+        assert_eq!(world.trace.records(0), read, "refused {refused} times");
+        worker.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_that_takes_too_long_is_made_smaller_until_it_succeeds() {
+    for most in [1000, 3] {
+        let world = World::shards(1);
+        let refuse = move |_: &ShardId, limit| {
+            let source = "timed out".into();
+            (limit > most).then_some(SourceError::Unavailable { operation: "read records", source })
+        };
+        let source = Refusing { inner: world.stream.clone(), refuse };
+        world.put(0, 0..50);
+        let worker = world.worker("a").source(Arc::new(source)).build(world.probe()).expect("valid");
+        let worker = run(worker);
+        world.checkpoint_at(0, "49").await;
+        assert_eq!(world.trace.records(0).len(), 50, "no more than {most} at a time");
+        worker.stop().await;
+    }
 }
