@@ -228,3 +228,60 @@ impl fmt::Debug for Parts {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::io::memory::{MemoryLeaseStore, MemoryStream};
+
+    /// The fields that are refused.
+    fn refused(application: &str, stream: &str, config: Config) -> Vec<&'static str> {
+        let builder = Worker::builder(application, stream)
+            .source(Arc::new(MemoryStream::new("stream", 1)))
+            .lease_store(Arc::new(MemoryLeaseStore::new()))
+            .config(config);
+        match builder.each(Ordering::Shard, |_| async { Ok(()) }) {
+            Ok(_) => Vec::new(),
+            Err(BuildError::Invalid(invalid)) => invalid.into_iter().map(|invalid| invalid.field).collect(),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn names_that_aws_would_not_take_are_refused() {
+        let named = |table: &str| Config { lease_table_name: Some(table.into()), ..Config::default() };
+        let long = "x".repeat(256);
+        for name in ["", "ab", "two words", "a/b", "größe", &long] {
+            assert_eq!(refused(name, "stream", Config::default()), ["application"], "{name}");
+            assert!(refused("app", "stream", named(name)).contains(&"lease_table_name"), "{name}");
+        }
+        for name in ["", "two words", "a/b", &long[..129]] {
+            assert_eq!(refused("app", name, Config::default()), ["stream"], "{name}");
+        }
+        assert_eq!(refused("a b", "c d", Config::default()), ["application", "stream"]);
+        let arn = "arn:aws:kinesis:eu-central-1:123456789012:stream/s";
+        for (application, stream) in [("app", "s"), ("A_b-c.9", &long[..128]), (&long[..255], arn)] {
+            assert_eq!(refused(application, stream, Config::default()), [""; 0], "{application} on {stream}");
+        }
+        // The application's name is then only a name.
+        assert_eq!(refused("my application", "stream", named("leases")), [""; 0]);
+    }
+
+    #[test]
+    fn durations_without_end_are_refused() {
+        let endless = Duration::MAX;
+        let default = Config::default;
+        for (field, config) in [
+            ("failover_time", Config { failover_time: endless, ..default() }),
+            ("idle_time_between_reads", Config { idle_time_between_reads: endless, ..default() }),
+            ("checkpoint_interval", Config { checkpoint_interval: endless, ..default() }),
+            ("retry_delay_max", Config { retry_delay_max: endless, ..default() }),
+            ("stall_timeout", Config { stall_timeout: endless, ..default() }),
+            ("shutdown_timeout", Config { shutdown_timeout: endless, ..default() }),
+        ] {
+            assert_eq!(refused("app", "stream", config), [field]);
+        }
+    }
+}
