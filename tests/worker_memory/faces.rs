@@ -1,11 +1,14 @@
 //! The three faces over one kernel.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
-use kinesis_consumer::{Ordering, ShardEvent, io::faulty::Op};
-use tokio::{task::JoinSet, time::Instant};
+use kinesis_consumer::{Event, Lease, LeaseLost, Ordering, ShardEvent, io::faulty::Op};
+use tokio::{select, task::JoinSet, time::Instant};
 
-use crate::world::{SECOND, World, payloads, run, text, until};
+use crate::world::{FAILOVER, SECOND, World, config, event, payloads, run, text, until};
 
 #[tokio::test(start_paused = true)]
 async fn a_closure_is_called_for_each_record_in_order_and_the_work_is_checkpointed() {
@@ -129,4 +132,95 @@ async fn a_shard_that_nobody_pulled_yet_does_not_hold_up_the_stop() {
     let report = beside.join_next().await.expect("a task").expect("no panic");
     assert!(asked.elapsed() <= 2 * SECOND, "{:?}", asked.elapsed());
     assert_eq!(report.released.len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_puller_that_has_gone_stops_neither_the_runtime_nor_the_release_of_its_shards() {
+    let world = World::shards(3);
+    let (worker, shards) = world.worker("a").stream().expect("valid");
+    let mut events = worker.handle().events();
+    let worker = run(worker);
+    until("claims", || world.owners() == ["a", "a", "a"]).await;
+    drop(shards);
+    let mut beside = JoinSet::new();
+    beside.spawn(async {
+        let mut ticks = tokio::time::interval(SECOND);
+        for _ in 0..=60 {
+            ticks.tick().await;
+        }
+    });
+    // Not by the clock alone: it stands still while a task never rests.
+    let claimed_again_and_again = async {
+        for _ in 0..100 {
+            event(&mut events, |event| matches!(event, Event::LeaseTaken { .. }).then_some(())).await;
+        }
+    };
+    select! {
+        biased;
+        ended = beside.join_next() => ended.expect("a task").expect("no panic"),
+        () = claimed_again_and_again => panic!("the shards are claimed and released without a pause"),
+    }
+    until("release", || world.owners() == ["-", "-", "-"]).await;
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_puller_in_the_midst_of_a_batch_learns_that_its_lease_is_lost() {
+    for stolen in [false, true] {
+        let world = World::shards(1);
+        world.put(0, [1]);
+        let (worker, mut shards) = world.worker("a").stream().expect("valid");
+        let worker = run(worker);
+        let mut shard = shards.next().await.expect("a shard");
+        let ShardEvent::Batch(_) = shard.next().await else { panic!("not a batch") };
+        let began = Instant::now();
+        let expected = if stolen {
+            let row = world.row(0);
+            let counter = row.counter + 1;
+            world.table.put_row(Lease { owner: Some("b".into()), counter, ..row });
+            LeaseLost::Stolen
+        } else {
+            world.faults.cut();
+            LeaseLost::Expired
+        };
+        let why = tokio::time::timeout(3 * FAILOVER, shard.context().lost()).await.expect("it is told");
+        assert_eq!(why, expected);
+        assert!(began.elapsed() <= FAILOVER, "{why}: {:?}", began.elapsed());
+        assert!(matches!(shard.next().await, ShardEvent::Lost(lost) if lost == why));
+        drop((shard, worker));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_waits_for_late_acknowledgements_until_its_deadline() {
+    for late in [Duration::from_secs(2), Duration::from_secs(3600)] {
+        let world = World::shards(1);
+        world.put(0, 1..=3);
+        let (worker, mut shards) = world.worker("a").stream().expect("valid");
+        let worker = run(worker);
+        let mut shard = shards.next().await.expect("a shard");
+        let ShardEvent::Batch(batch) = shard.next().await else { panic!("not a batch") };
+        let (acks, mut beside) = (shard.context().acks(), JoinSet::new());
+        acks.ack(batch.first());
+        let stopped = Instant::now();
+        beside.spawn(async move {
+            worker.stop().await;
+        });
+        let ShardEvent::Drain(drain) = shard.next().await else { panic!("not a drain") };
+        beside.spawn(async move {
+            tokio::time::sleep(late).await;
+            acks.ack_through(batch.last());
+        });
+        let in_time = late < config().shutdown_timeout;
+        assert_eq!(drain.acknowledged().await, in_time);
+        let waited = late.min(config().shutdown_timeout);
+        assert!(stopped.elapsed().abs_diff(waited) < SECOND / 10, "{:?}", stopped.elapsed());
+        if in_time {
+            drain.finish().await.expect("released");
+        }
+        drop(shard);
+        until("release", || world.owners() == ["-"]).await;
+        assert_eq!(world.checkpointed(0).as_deref(), Some(if in_time { "3" } else { "1" }));
+        beside.shutdown().await;
+    }
 }

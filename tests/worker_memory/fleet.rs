@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kinesis_consumer::{
-    Batch, ClaimReason, Config, Event, Ordering, ShardContext, Verdict,
+    Batch, ClaimReason, Config, Event, Ordering, ShardContext, Verdict, WorkerError,
     io::faulty::{Faults, Op},
 };
-use tokio::time::Instant;
+use tokio::{task::JoinSet, time::Instant};
 
 use crate::world::{FAILOVER, SECOND, World, config, event, id, run, until};
 
@@ -331,4 +331,59 @@ async fn a_handler_that_ignores_its_lease_blocks_only_its_own_shard() {
     world.put(1, [3]);
     world.trace.wait_for_records(1, 2).await;
     worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_workers_with_one_id_that_start_together_one_is_refused_and_nothing_is_lost() {
+    let world = World::shards(4);
+    for shard in 0..4 {
+        world.put(shard, ["before"]);
+    }
+    let began = Instant::now();
+    let mut workers = JoinSet::new();
+    for seed in 1..=2 {
+        let worker = world.worker("same").seed(seed).build(world.probe()).expect("valid");
+        workers.spawn(run(worker).end());
+    }
+    let refused = workers.join_next().await.expect("a worker").expect("no panic");
+    assert!(matches!(&refused, Err(WorkerError::WorkerIdInUse(id)) if id == "same"), "{refused:?}");
+    assert!(began.elapsed() <= 2 * FAILOVER, "{:?}", began.elapsed());
+    for shard in 0..4 {
+        world.put(shard, ["after"]);
+    }
+    tokio::time::sleep(2 * FAILOVER).await;
+    // Both may have noticed.
+    if workers.try_join_next().is_some() {
+        let worker = world.worker("same").build(world.probe()).expect("valid");
+        workers.spawn(run(worker).end());
+    }
+    for shard in 0..4 {
+        world.checkpoint_at(shard, "after").await;
+        assert!(world.trace.records(shard).contains(&"before".into()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn leases_that_others_are_about_to_take_are_not_reported_as_left_over() {
+    for (workers, limit) in [(3, 6), (2, 6), (4, 3)] {
+        let world = World::shards(12);
+        let limited = Config { max_leases_for_worker: Some(limit), ..config() };
+        let (mut running, mut events) = (Vec::new(), Vec::new());
+        for n in 0..workers {
+            let worker = world.worker_with(&format!("w{n}"), limited.clone()).build(world.probe());
+            let worker = run(worker.expect("valid"));
+            events.push(worker.handle.events());
+            running.push(worker);
+        }
+        tokio::time::sleep(6 * FAILOVER).await;
+        assert!(!world.owners().contains(&"-".into()), "{workers} workers of {limit}: {:?}", world.owners());
+        for worker in running {
+            worker.stop().await;
+        }
+        for mut events in events {
+            while let Some(event) = events.next().await {
+                assert!(!matches!(event, Event::LeftOver { .. }), "{workers} workers of {limit}: {event:?}");
+            }
+        }
+    }
 }

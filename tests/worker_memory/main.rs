@@ -7,6 +7,7 @@ mod fleet;
 mod health;
 mod reading;
 mod shard_end;
+mod signals;
 mod start;
 mod stop;
 mod world;

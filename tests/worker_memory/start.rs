@@ -204,3 +204,23 @@ async fn a_refused_permission_ends_the_start_with_the_name_of_what_was_refused()
         assert!(matches!(worker.end().await, Err(WorkerError::Denied { .. })), "{op:?}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_permission_that_is_needed_later_is_refused_at_the_start_also_when_every_lease_has_a_holder() {
+    for op in [Op::GetLease, Op::WriteLease, Op::DeleteLease, Op::CreateLease] {
+        let (world, faults) = (World::shards(2), Faults::new(2));
+        let holder = run(world.worker("a").build(world.probe()).expect("valid"));
+        until("claims", || world.owners() == ["a", "a"]).await;
+        faults.chance(op, 1.0, Fault::Denied);
+        let spare = run(world.cut_off_by(&faults, "b", config()).build(world.probe()).expect("valid"));
+        let handle = spare.handle.clone();
+        let began = Instant::now();
+        match spare.end().await {
+            Err(WorkerError::Denied { .. }) => {}
+            other => panic!("{op:?}: {other:?}"),
+        }
+        assert!(began.elapsed() < SECOND && !handle.ready().await, "{op:?}");
+        assert_eq!(world.owners(), ["a", "a"]);
+        holder.stop().await;
+    }
+}

@@ -9,9 +9,9 @@ use std::{
 use kinesis_consumer::{
     Batch, Config, Drain, Drained, EndOfShard, Event, Failure, Lease, LeaseLost, OnShutdown, RecordProcessor,
     ShardContext, ShardDone, ShardStart, Verdict,
-    io::faulty::{Fault, Op},
+    io::faulty::{Fault, Faults, Op},
 };
-use tokio::time::Instant;
+use tokio::{task::JoinSet, time::Instant};
 
 use crate::world::{FAILOVER, SECOND, Trace, World, config, run, until};
 
@@ -112,6 +112,7 @@ async fn leases_that_cannot_be_released_are_reported_as_kept() {
     let asked = Instant::now();
     let report = worker.stop().await;
     assert_eq!((report.kept.len(), report.released.len()), (2, 0), "{report:?}");
+    assert_eq!(world.owners(), ["a", "a"]);
     assert!(asked.elapsed() < config().shutdown_timeout + 10 * SECOND, "{:?}", asked.elapsed());
 }
 
@@ -225,7 +226,7 @@ async fn draining_and_shard_ended_are_dropped_when_the_lease_is_lost() {
         let worker = run(world.worker_with("a", config).build(difficult(&world, true)).expect("valid"));
         world.checkpoint_at(0, "1").await;
         let handle = worker.handle.clone();
-        let mut beside = tokio::task::JoinSet::new();
+        let mut beside = JoinSet::new();
         let what = if split {
             world.stream.split(&world.shard(0));
             "ended"
@@ -273,4 +274,58 @@ async fn a_panic_while_draining_gives_the_lease_up_all_the_same() {
     let report = worker.stop().await;
     assert_eq!((panics.load(Relaxed), world.owners()), (1, vec!["-".into(), "-".into()]));
     assert_eq!(report.released.len(), 2);
+}
+
+/// How many leases were asked for by `worker` and are still with their holders.
+fn asked_by(world: &World, worker: &str) -> usize {
+    let rows = world.table.rows();
+    rows.iter().filter(|row| row.is_coming_to(&worker.into())).count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_takes_requests_back_side_by_side_while_the_shards_drain() {
+    let world = World::shards(24);
+    for shard in 0..24 {
+        world.put(shard, [1]);
+    }
+    let config = Config { max_leases_for_worker: Some(20), ..config() };
+    let stuck = world.probe_with(|_, _| pending());
+    let holder = run(world.worker_with("a", config).build(stuck).expect("valid"));
+    until("claims", || world.owners().iter().filter(|owner| *owner == "a").count() == 20).await;
+    let faults = Faults::new(2);
+    let joiner = world.cut_off_by(&faults, "b", crate::world::config()).build(world.probe()).expect("valid");
+    let joiner = run(joiner);
+    until("requests", || asked_by(&world, "b") == 8).await;
+    let slow = Fault::DelayedReply(SECOND);
+    for op in [Op::HandOff, Op::WriteLease, Op::GetLease] {
+        faults.chance(op, 1.0, slow);
+    }
+    let asked = Instant::now();
+    let report = joiner.stop().await;
+    assert!(asked.elapsed() <= 3 * SECOND, "{:?}", asked.elapsed());
+    assert_eq!((report.released.len(), asked_by(&world, "b")), (4, 0));
+    assert_eq!(world.owners().iter().filter(|owner| *owner == "a").count(), 20);
+    let entries = world.trace.entries();
+    let drains: Vec<_> = entries.iter().filter(|entry| entry.what == "draining").collect();
+    assert_eq!(drains.len(), 4);
+    assert!(drains.iter().all(|drain| drain.at - asked < SECOND / 10), "{drains:?} asked at {asked:?}");
+    holder.crash().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_in_a_short_outage_still_checkpoints_and_releases() {
+    let world = World::shards(2);
+    world.put(0, [1]);
+    let worker = run(world.worker("a").build(world.probe()).expect("valid"));
+    world.checkpoint_at(0, "1").await;
+    world.put(0, [2]);
+    world.trace.wait_for_records(0, 2).await;
+    world.faults.cut();
+    let mut beside = JoinSet::new();
+    beside.spawn(async move { worker.stop().await });
+    tokio::time::sleep(SECOND).await;
+    world.faults.heal();
+    let report = beside.join_next().await.expect("a task").expect("no panic");
+    assert_eq!((report.released.len(), report.kept.len()), (2, 0), "{report:?}");
+    assert_eq!((world.owners(), world.checkpointed(0)), (vec!["-".into(); 2], Some("2".into())));
 }
