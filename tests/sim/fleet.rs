@@ -178,7 +178,9 @@ impl World {
                     Event::LeaseTaken { shard, reason } => {
                         listener.observer.taken(&listener, &shard, &reason);
                     }
-                    other => listener.observer.note(&listener.name, || format!("{other:?}")),
+                    other => {
+                        listener.observer.note(&listener.name, || format!("{other:?}"));
+                    }
                 }
             }
         });

@@ -8,6 +8,7 @@ pub(crate) mod fleet;
 pub(crate) mod line;
 pub(crate) mod observer;
 pub(crate) mod processor;
+mod rules;
 pub(crate) mod run;
 mod sabotage;
 mod scenarios;

@@ -11,14 +11,13 @@ use std::{
     time::Duration,
 };
 
-use kinesis_consumer::{
-    Checkpoint, ClaimReason, HandOff, Lease, LeaseWrite, Mark, OwnerChange, ShardId, WorkerId,
-};
+use kinesis_consumer::{Checkpoint, ClaimReason, HandOff, Lease, LeaseWrite, ShardId};
 use tokio::time::Instant;
 
 use super::{
     processor::Seat,
-    shards::{Keys, ShardLog, number},
+    rules::{Instance, RowLog, State, kind},
+    shards::Keys,
     trace::{Trace, short},
 };
 
@@ -33,25 +32,6 @@ pub(crate) struct Rules {
 #[derive(Debug)]
 pub(crate) struct Observer(Mutex<State>);
 
-#[derive(Debug)]
-struct State {
-    start: Instant,
-    rules: Rules,
-    trace: Trace,
-    violations: Vec<String>,
-    shards: BTreeMap<ShardId, ShardLog>,
-    keys: Keys,
-    rows: BTreeMap<ShardId, RowLog>,
-    /// Shards whose row a person has removed.
-    removed: BTreeSet<ShardId>,
-    tenures: BTreeMap<(usize, ShardId), Tenure>,
-    instances: Vec<Instance>,
-    /// The latest start that a row was pinned to: what arrived since then must not be missed.
-    pinned: u64,
-    counts: Counts,
-    moves: Vec<u64>,
-}
-
 /// What a run amounted to.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(crate) struct Counts {
@@ -62,47 +42,6 @@ pub(crate) struct Counts {
     pub(crate) handed_over: u64,
     pub(crate) calls: u64,
     pub(crate) writes: u64,
-}
-
-/// One row of the table, from its making to its end.
-#[derive(Debug, Default)]
-struct RowLog {
-    highest: u64,
-    /// The instance whose claim was the last to be accepted; none after it gave the lease up.
-    holder: Option<usize>,
-    /// It was removed by hand before. Its counter may meet one that somebody remembers of the row before it.
-    remade: bool,
-    /// Somebody has changed the row by hand: the holder cannot be known before the next claim.
-    edited: bool,
-}
-
-/// One holding of one lease by one instance.
-#[derive(Debug)]
-struct Tenure {
-    /// Others may take the lease from then on: nothing is to be delivered any more.
-    valid_until: Instant,
-    /// The lease was given up, or the shard ended.
-    over: bool,
-    /// The last record before this holding; those of a start at a time may begin earlier.
-    base: u64,
-    exact: bool,
-    next: Option<u64>,
-    /// The last batch failed: what of it is not acknowledged comes again.
-    retry_from: Option<u64>,
-    acked_through: u64,
-    acked: BTreeSet<u64>,
-    /// At the claim the holding before could still have been valid.
-    took_alive: bool,
-}
-
-#[derive(Debug, Default)]
-struct Instance {
-    name: String,
-    over: bool,
-    calls: u64,
-    looks: u64,
-    steals_since_look: usize,
-    processors: BTreeMap<ShardId, usize>,
 }
 
 impl Observer {
@@ -368,244 +307,5 @@ impl Observer {
             depth.insert(shard, if log.ended { 0 } else { above + 1 });
         }
         depth.values().max().copied().unwrap_or(0)
-    }
-}
-
-fn kind(write: &LeaseWrite) -> String {
-    let mark = match write.mark() {
-        None => String::new(),
-        Some(Mark::Done(Checkpoint::At(at)) | Mark::Advanced(Checkpoint::At(at))) => {
-            format!(" at {}", number(at))
-        }
-        Some(Mark::Done(checkpoint) | Mark::Advanced(checkpoint)) => format!(" at {checkpoint}"),
-        Some(Mark::Prepared(_)) => " with a prepared checkpoint".into(),
-    };
-    let verb = match (write.owner(), write.mark()) {
-        (OwnerChange::Set { .. }, _) => "claim",
-        (OwnerChange::Remove, _) => "release",
-        (OwnerChange::Transfer, _) => "hand over",
-        (OwnerChange::Keep, None) => "renew",
-        (OwnerChange::Keep, Some(_)) => "checkpoint",
-    };
-    format!("{verb}{mark}")
-}
-
-impl State {
-    fn millis(&self) -> u64 {
-        self.start.elapsed().as_millis() as u64
-    }
-
-    fn note(&mut self, who: &str, what: impl FnOnce() -> String) {
-        let at = self.millis();
-        self.trace.note(at, who, what);
-    }
-
-    fn violate(&mut self, who: &str, what: impl fmt::Display) {
-        let at = self.millis();
-        self.note(who, || format!("VIOLATION: {what}"));
-        self.violations.push(format!("{}.{:03} s: {who} {what}", at / 1000, at % 1000));
-    }
-
-    fn alive(&mut self, seat: &Seat, what: &str) {
-        if self.instances[seat.no].over {
-            self.violate(&seat.name, format!("{what} after its end"));
-        }
-        if seat.freezer.is_frozen() {
-            self.violate(&seat.name, format!("{what} while frozen"));
-        }
-    }
-
-    /// Counts a lease taken from a living holder, or asked for.
-    fn steals(&mut self, seat: &Seat) {
-        let instance = &mut self.instances[seat.no];
-        instance.steals_since_look += 1;
-        let (steals, most) = (instance.steals_since_look, self.rules.max_steals);
-        if steals > most {
-            self.violate(&seat.name, format!("took {steals} leases in one look, {most} are allowed"));
-        }
-    }
-
-    fn wrote(&mut self, seat: &Seat, sent: Instant, write: &LeaseWrite, before: &Lease, after: &Lease) {
-        self.counts.writes += 1;
-        let shard = after.key.shard();
-        let valid_until = sent + self.rules.failover_time;
-        self.note(&seat.name, || {
-            let (kind, shard) = (kind(write), short(shard.as_str()));
-            format!("{kind} {shard}, counter {}", after.counter)
-        });
-        let row = self.rows.entry(shard.clone()).or_default();
-        let (highest, holder, edited) = (row.highest, row.holder, row.edited);
-        row.highest = after.counter;
-        if after.counter <= highest && highest > 0 {
-            self.violate(
-                &seat.name,
-                format!("set the counter of {shard} from {highest} to {}", after.counter),
-            );
-        }
-        match write.owner() {
-            OwnerChange::Set { owner, .. } => self.claimed(seat, owner, valid_until, before, after),
-            _ if holder != Some(seat.no) && !edited => {
-                let now = holder.map_or("nobody's", |no| self.instances[no].name.as_str()).to_owned();
-                let kind = kind(write);
-                self.violate(&seat.name, format!("was allowed to {kind} {shard}, which is {now}"));
-            }
-            change => {
-                let gone = matches!(change, OwnerChange::Remove | OwnerChange::Transfer);
-                if gone && let Some(row) = self.rows.get_mut(&shard) {
-                    row.holder = None;
-                }
-                if let Some(tenure) = self.tenures.get_mut(&(seat.no, shard.clone())) {
-                    tenure.valid_until = tenure.valid_until.max(valid_until);
-                    tenure.over |= gone;
-                }
-            }
-        }
-        if let Some(Mark::Done(checkpoint) | Mark::Advanced(checkpoint)) = write.mark() {
-            self.checkpointed(seat, &shard, checkpoint, before);
-        }
-    }
-
-    fn claimed(
-        &mut self,
-        seat: &Seat,
-        owner: &WorkerId,
-        valid_until: Instant,
-        before: &Lease,
-        after: &Lease,
-    ) {
-        let shard = after.key.shard();
-        self.counts.claims += 1;
-        let at = self.millis();
-        self.moves.push(at);
-        if owner.as_str() != seat.name {
-            self.violate(&seat.name, format!("claimed {shard} for {owner}"));
-        }
-        let row = self.rows.entry(shard.clone()).or_default();
-        let (holder, edited) = (row.holder, row.edited || row.remade);
-        let remade = row.remade;
-        (row.holder, row.edited) = (Some(seat.no), false);
-        let took_alive = !edited
-            && holder.filter(|no| *no != seat.no).is_some_and(|no| {
-                let tenure = self.tenures.get(&(no, shard.clone()));
-                tenure.is_some_and(|tenure| !tenure.over && Instant::now() < tenure.valid_until)
-            });
-        if took_alive {
-            self.counts.stolen_alive += 1;
-            if before.checkpoint_owner.is_none() {
-                self.steals(seat);
-            }
-        }
-        let log = self.shards.entry(shard.clone()).or_default();
-        let (base, exact) = match (&after.checkpoint, after.start_millis) {
-            // A claim may have been made from what the row was before, if the counters meet.
-            _ if remade => (log.last(), false),
-            (Checkpoint::At(position), _) => (number(position), true),
-            (Checkpoint::Latest | Checkpoint::AtTimestamp, Some(at)) => (log.before(at), false),
-            _ => (0, true),
-        };
-        let acked_through = after.checkpoint.position().map_or(0, number);
-        let tenure = Tenure {
-            valid_until,
-            over: false,
-            base,
-            exact,
-            next: None,
-            retry_from: None,
-            acked_through,
-            acked: BTreeSet::new(),
-            took_alive,
-        };
-        self.tenures.insert((seat.no, shard), tenure);
-    }
-
-    fn checkpointed(&mut self, seat: &Seat, shard: &ShardId, to: &Checkpoint, before: &Lease) {
-        if *to < before.checkpoint {
-            self.violate(&seat.name, format!("took the checkpoint of {shard} back to {to}"));
-        }
-        let log = self.shards.entry(shard.clone()).or_default();
-        let through = match to {
-            Checkpoint::At(position) => number(position),
-            Checkpoint::ShardEnd => log.last(),
-            start => return self.violate(&seat.name, format!("checkpointed {shard} at {start}")),
-        };
-        let nothing_put = log.last() == 0;
-        let (childless, ended) = (log.children.is_empty(), *to == Checkpoint::ShardEnd);
-        log.ended |= ended;
-        if ended {
-            let children = log.children.clone();
-            if childless {
-                self.violate(&seat.name, format!("ended {shard}, which is open"));
-            }
-            for child in children {
-                if !self.rows.contains_key(&child) && !self.shards.get(&child).is_some_and(|log| log.ended) {
-                    self.violate(&seat.name, format!("ended {shard} before there is a lease for {child}"));
-                }
-            }
-        }
-        let acked = self.tenures.get(&(seat.no, shard.clone())).map_or(0, |tenure| tenure.acked_through);
-        if acked < through && !(ended && nothing_put) {
-            self.violate(
-                &seat.name,
-                format!("checkpointed {shard} at {through} with {} not acknowledged", acked + 1),
-            );
-        }
-    }
-
-    fn may_work(&mut self, seat: &Seat, shard: &ShardId, what: &str) {
-        self.alive(seat, &format!("{what} {shard}"));
-        let tenure = self.tenures.get(&(seat.no, shard.clone()));
-        let late = match tenure {
-            None => Some("without a lease".to_owned()),
-            Some(tenure) if tenure.over => Some("after it gave the lease up".to_owned()),
-            Some(tenure) => Instant::now()
-                .checked_duration_since(tenure.valid_until)
-                .map(|late| format!("{late:?} after its lease could have been taken")),
-        };
-        if let Some(late) = late {
-            self.violate(&seat.name, format!("{what} {shard} {late}"));
-        }
-    }
-
-    fn delivered(&mut self, seat: &Seat, shard: &ShardId, first: u64, last: u64) {
-        self.note(&seat.name, || format!("is given {} {first}..={last}", short(shard.as_str())));
-        self.may_work(seat, shard, "is given");
-        self.counts.deliveries += last + 1 - first;
-        let log = self.shards.entry(shard.clone()).or_default();
-        let parents = log.parents.clone();
-        let mut wrong = Vec::new();
-        for number in first..=last {
-            wrong.extend(log.deliver(number, first - 1).err());
-            if let Some((key, in_key)) = log.in_key(number) {
-                wrong.extend(self.keys.deliver(key, in_key).err());
-            }
-        }
-        for parent in parents {
-            let unended = self.shards.get(&parent).is_some_and(|log| !log.ended);
-            if unended && self.rows.contains_key(&parent) {
-                wrong.push(format!("its parent {parent} has not ended"));
-            }
-        }
-        if let Some(tenure) = self.tenures.get_mut(&(seat.no, shard.clone())) {
-            let next = match tenure.retry_from.take() {
-                Some(from) => Some(from.max(tenure.acked_through + 1)),
-                None => tenure.next,
-            };
-            let expected = match next {
-                Some(next) => first == next,
-                None if tenure.exact => first == tenure.base + 1,
-                None => first <= tenure.base + 1,
-            };
-            if !expected {
-                let next = next.unwrap_or(tenure.base + 1);
-                wrong.push(format!("{next} is what comes next for this holder"));
-            }
-            if tenure.next.is_none() {
-                tenure.acked_through = first - 1;
-            }
-            tenure.next = Some(last + 1);
-        }
-        for why in wrong {
-            self.violate(&seat.name, format!("is given {shard} {first}..={last}, but {why}"));
-        }
     }
 }

@@ -196,7 +196,7 @@ fn config(rng: &mut StdRng) -> Config {
         scan_budget: *[5.0, 5.0, 1.0, 50.0].choose(rng).expect("some"),
         on_shutdown: if rng.random_bool(0.85) { OnShutdown::Release } else { OnShutdown::Keep },
         idle_time_between_reads: between(rng, 200, 1000),
-        max_records: rng.random_range(1..=50),
+        max_records: rng.random_range(5..=50),
         checkpoint_interval: between(rng, 100, 3000),
         retry_delay_min: between(rng, 10, 200),
         retry_delay_max: between(rng, 200, 2000),
