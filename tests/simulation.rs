@@ -1,5 +1,13 @@
-//! Fleets of workers under faults. `SIM_SEEDS=20000 cargo test --release --test simulation random` runs so
-//! many seeds; `SIM_SEED=7` repeats one and prints what happened.
+//! Fleets of real workers under faults, on one paused clock, each rule checked at every step.
+//!
+//! - `cargo test --test simulation`: a few seeds, the named scenarios, and the sabotages.
+//! - `SIM_SEEDS=20000 cargo test --release --test simulation random -- --nocapture`: many seeds, and what
+//!   they amount to. `SIM_FIRST=n` begins at another one, `SIM_JOBS=n` sets the threads.
+//! - `SIM_SEED=7 cargo test --test simulation random -- --nocapture`: one seed, with all that happened.
+//!
+//! A failing seed is shrunk: steps of its script are left out as long as it still fails. A new fault is a
+//! `Step` in `sim/script.rs` and what it does in `sim/run.rs`; a new rule is a check in `sim/rules.rs`, with
+//! a sabotage that it must catch.
 
 mod sim;
 

@@ -355,6 +355,13 @@ impl World {
         }
     }
 
+    /// Takes a closed shard out of the stream.
+    pub(crate) fn forget(&mut self, shard: &ShardId) {
+        self.observer.note("stream", || format!("has no shard {} any more", short(shard.as_str())));
+        self.stream.forget(shard);
+        self.observer.shard_gone(shard);
+    }
+
     /// Splits and merges to another number of open shards.
     pub(crate) fn reshard(&mut self, count: usize) {
         let open = self.stream.open_shards().len();

@@ -121,6 +121,13 @@ impl Observer {
         state.shards.entry(shard.clone()).or_default().put(key, in_key, arrived_millis);
     }
 
+    /// The shard has left the stream: all of it is older than the retention period.
+    pub(crate) fn shard_gone(&self, shard: &ShardId) {
+        let mut state = self.lock();
+        let missed = state.shards.entry(shard.clone()).or_default().leave();
+        missed.into_iter().for_each(|(key, in_key)| state.keys.miss(key, in_key));
+    }
+
     /// A person has removed the row, or the whole table.
     pub(crate) fn row_removed(&self, shard: &ShardId) {
         let mut state = self.lock();

@@ -41,6 +41,8 @@ pub(crate) struct Temper {
     pub(crate) halves: f64,
     /// Asks for a durable checkpoint.
     pub(crate) durable: f64,
+    /// Fails on every record of the shard with this number.
+    pub(crate) poison: Option<u64>,
     /// Never returns.
     pub(crate) stuck: bool,
     /// Acknowledges before the work is done: a sabotage.
@@ -95,6 +97,11 @@ impl Seat {
         }
         Ok(())
     }
+}
+
+/// The number in a shard's id.
+fn ordinal(shard: &ShardId) -> Option<u64> {
+    shard.as_str().strip_prefix("shardId-")?.parse().ok()
 }
 
 /// Makes the processors of one worker.
@@ -152,6 +159,9 @@ impl Processor {
             context.acks().ack_through(batch.last());
         }
         seat.act().await?;
+        if temper.poison.is_some() && temper.poison == ordinal(&self.shard) {
+            return Err(Failure::retry("simulated poison"));
+        }
         seat.observer.works(&seat, &self.shard);
         if seat.chance(temper.halves) {
             for record in &batch.records()[..batch.records().len().div_ceil(2)] {

@@ -239,7 +239,7 @@ impl State {
             Checkpoint::ShardEnd => log.last(),
             start => return self.violate(&seat.name, format!("checkpointed {shard} at {start}")),
         };
-        let nothing_put = log.last() == 0;
+        let nothing_left = log.last() == 0 || log.gone;
         let (childless, ended) = (log.children.is_empty(), *to == Checkpoint::ShardEnd);
         log.ended |= ended;
         if ended {
@@ -254,7 +254,7 @@ impl State {
             }
         }
         let acked = self.tenures.get(&(seat.no, shard.clone())).map_or(0, |tenure| tenure.acked_through);
-        if acked < through && !(ended && nothing_put) {
+        if acked < through && !(ended && nothing_left) {
             self.violate(
                 &seat.name,
                 format!("checkpointed {shard} at {through} with {} not acknowledged", acked + 1),

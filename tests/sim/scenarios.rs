@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use kinesis_consumer::{
-    Config, InitialPosition,
+    Checkpoint, Config, InitialPosition, Lease,
     io::faulty::{Fault, Op},
 };
 
@@ -232,6 +232,22 @@ async fn a_crash_at_the_end_of_a_shard_leaves_no_child_behind() {
     }
 }
 
+/// F14: a shard leaves the stream while it is being read.
+#[tokio::test(start_paused = true)]
+async fn a_shard_that_has_left_the_stream_is_finished_and_its_children_are_read() {
+    let mut world = settled(Setup::new(14, 2), 2).await;
+    reads_everything(&mut world, SECOND).await;
+    let parent = world.stream.open_shards()[0].id.clone();
+    (0..2).for_each(|no| world.instances[no].stream_faults.cut());
+    world.put(20);
+    world.split(0);
+    world.put(20);
+    world.advance(SECOND).await;
+    world.forget(&parent);
+    (0..2).for_each(|no| world.instances[no].stream_faults.heal());
+    reads_everything(&mut world, 15 * SECOND).await;
+}
+
 /// F17: an operator deletes and edits rows, and drops the table.
 #[tokio::test(start_paused = true)]
 async fn rows_changed_by_hand_and_a_dropped_table_stop_nobody() {
@@ -263,6 +279,21 @@ async fn a_row_made_anew_is_taken_over_although_an_older_one_had_a_higher_counte
     let holder = if owned(&world, "a") == 1 { 0 } else { 1 };
     world.crash(holder).await;
     world.put(10);
+    reads_everything(&mut world, 5 * SECOND).await;
+}
+
+/// F18: the code fails on one shard for ever.
+#[tokio::test(start_paused = true)]
+async fn a_poisoned_shard_holds_up_no_other() {
+    let mut world = settled(Setup::new(18, 4), 2).await;
+    reads_everything(&mut world, SECOND).await;
+    let poison = Temper { poison: Some(2), ..Temper::default() };
+    (0..2).for_each(|no| world.temper(no, poison));
+    world.put(100);
+    world.advance(30 * SECOND).await;
+    let unread: Vec<String> = world.observer.unread().iter().map(|(shard, ..)| shard.to_string()).collect();
+    assert_eq!(unread, ["shardId-000000000002"]);
+    (0..2).for_each(|no| world.temper(no, Temper::default()));
     reads_everything(&mut world, 5 * SECOND).await;
 }
 
@@ -389,6 +420,28 @@ async fn a_second_process_with_the_same_id_ends_and_disturbs_nobody() {
     assert_eq!(world.instances[twin].state, Life::Over, "the second has ended");
     assert_eq!(world.observer.moves(), moves);
     reads_everything(&mut world, SECOND).await;
+}
+
+/// F32: thousands of rows of finished shards.
+#[tokio::test(start_paused = true)]
+async fn a_table_full_of_finished_rows_is_looked_at_within_the_budget() {
+    let mut world = World::new(Setup::new(32, 4));
+    for n in 0..3000 {
+        let shard = format!("shardId-{:012}", 900_000 + n);
+        world.table.put_row(Lease::new(&shard.as_str().into(), Checkpoint::ShardEnd));
+    }
+    world.start("a");
+    world.start("b");
+    world.put(50);
+    reads_everything(&mut world, 10 * SECOND).await;
+    let before: Vec<u64> = (0..2).map(|no| world.observer.calls(no).1).collect();
+    world.advance(60 * SECOND).await;
+    let most = 60.0 / (0.85 * world.failover().as_secs_f64() / 2.0) + 1.0;
+    for no in 0..2 {
+        let looks = world.observer.calls(no).1 - before[no];
+        assert!(looks as f64 <= most, "{looks} looks in a minute");
+    }
+    is_clean(&world);
 }
 
 /// F33: eight workers start at LATEST during a split.

@@ -16,6 +16,8 @@ pub(crate) struct ShardLog {
     pub(crate) children: Vec<ShardId>,
     /// `SHARD_END` was written once.
     pub(crate) ended: bool,
+    /// It has left the stream; what was not read of it cannot be.
+    pub(crate) gone: bool,
     records: Vec<RecordLog>,
     /// Every record up to here was delivered once, or is none of the application's.
     delivered: u64,
@@ -64,6 +66,14 @@ impl ShardLog {
         Ok(())
     }
 
+    /// Takes the shard out of the stream; returns the records that nobody was given, each by its key.
+    pub(crate) fn leave(&mut self) -> Vec<(u32, u32)> {
+        self.gone = true;
+        self.records.iter_mut().for_each(|record| record.acked = true);
+        let missed = self.records.iter().skip(self.delivered as usize);
+        missed.map(|record| (record.key, record.in_key)).collect()
+    }
+
     /// The first record not acknowledged that arrived at `since` or later.
     pub(crate) fn unread(&self, since: u64) -> Option<u64> {
         let at = self.records.iter().position(|record| !record.acked && record.arrived_millis >= since)?;
@@ -86,6 +96,12 @@ impl ShardLog {
 pub(crate) struct Keys(BTreeMap<u32, u32>);
 
 impl Keys {
+    /// A record that nobody can be given any more.
+    pub(crate) fn miss(&mut self, key: u32, in_key: u32) {
+        let last = self.0.entry(key).or_default();
+        *last = (*last).max(in_key);
+    }
+
     /// Takes note of a delivery; an error if a record of the key was passed over. Whatever precedes the
     /// first record of a key that is ever delivered belongs to the time before the application began.
     pub(crate) fn deliver(&mut self, key: u32, in_key: u32) -> Result<(), String> {
