@@ -45,7 +45,7 @@ fn is_clean(world: &World) {
 }
 
 fn owned(world: &World, name: &str) -> usize {
-    let owned = |row: &&kinesis_consumer::Lease| row.holder().is_some_and(|holder| holder.as_str() == name);
+    let owned = |row: &&Lease| row.holder().is_some_and(|holder| holder.as_str() == name);
     world.table.rows().iter().filter(owned).count()
 }
 
@@ -437,8 +437,8 @@ async fn a_table_full_of_finished_rows_is_looked_at_within_the_budget() {
     let before: Vec<u64> = (0..2).map(|no| world.observer.calls(no).1).collect();
     world.advance(60 * SECOND).await;
     let most = 60.0 / (0.85 * world.failover().as_secs_f64() / 2.0) + 1.0;
-    for no in 0..2 {
-        let looks = world.observer.calls(no).1 - before[no];
+    for (no, before) in before.iter().enumerate() {
+        let looks = world.observer.calls(no).1 - before;
         assert!(looks as f64 <= most, "{looks} looks in a minute");
     }
     is_clean(&world);
