@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::{
     processor::Seat,
     rules::{Instance, RowLog, State, kind},
-    shards::Keys,
+    shards::{Keys, ShardLog},
     trace::{Trace, short},
 };
 
@@ -282,10 +282,15 @@ impl Observer {
     pub(crate) fn unread(&self) -> Vec<(ShardId, usize, u64)> {
         let state = self.lock();
         let pinned = state.pinned;
-        let unread = state
-            .shards
-            .iter()
-            .filter_map(|(shard, log)| Some((shard.clone(), log.unread_count(pinned), log.unread(pinned)?)));
+        // A row that is gone while a child has a lease says that its shard is finished, here as in the KCL: who
+        // removes the row of an unfinished parent gives up what was not read of it.
+        let given_up =
+            |shard: &ShardId, log: &ShardLog| state.removed.contains(shard) && !log.children.is_empty();
+        let shards = state.shards.iter().filter(|(shard, log)| !given_up(shard, log));
+        let unread = shards.filter_map(|(shard, log)| {
+            let count = log.unread_count(pinned);
+            Some((shard.clone(), count, log.unread(pinned)?))
+        });
         unread.collect()
     }
 
