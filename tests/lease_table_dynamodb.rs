@@ -340,7 +340,8 @@ async fn a_failed_call_is_not_repeated_here() {
 async fn silence_is_given_up_after_the_timeout_and_a_closed_port_at_once() {
     let server = Canned::start(Vec::new()).await;
     let silent = errors(server.client(), Duration::from_millis(50)).await;
-    assert_eq!(server.asked(), silent.len());
+    // None is repeated; on a busy machine one may be given up before it is sent.
+    assert!(server.asked() <= silent.len(), "{} calls for {}", server.asked(), silent.len());
     let closed = errors(dynamodb::client("http://127.0.0.1:1"), Duration::from_secs(5)).await;
     for error in silent.iter().chain(&closed) {
         assert!(matches!(error, LeaseError::Unavailable { .. }), "{error:?}");
