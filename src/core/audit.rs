@@ -29,18 +29,21 @@ pub(crate) enum Coverage {
 ///
 /// Old KCL versions wrote no ranges into the rows; those come from `listed`, if the shards have been
 /// listed. A lease whose shard is not listed any more, and that has no range, covers nothing.
-pub(crate) fn coverage(leases: &[Lease], listed: Option<&[Shard]>) -> Coverage {
-    if leases.is_empty() {
+pub(crate) fn coverage<'a>(
+    leases: impl IntoIterator<Item = &'a Lease>,
+    listed: Option<&[Shard]>,
+) -> Coverage {
+    let mut leases = leases.into_iter().peekable();
+    if leases.peek().is_none() {
         return Coverage::Empty;
     }
     let known: BTreeMap<&ShardId, HashKeyRange> =
         listed.unwrap_or_default().iter().map(|shard| (&shard.id, shard.hash_range)).collect();
     let (mut ranges, mut unknown) = (Vec::new(), Vec::new());
-    for lease in leases.iter().filter(|lease| !lease.is_finished()) {
-        let shard = lease.key.shard();
-        match lease.hash_range.or_else(|| known.get(&shard).copied()) {
+    for lease in leases.filter(|lease| !lease.is_finished()) {
+        match lease.hash_range.or_else(|| known.get(&lease.key.shard()).copied()) {
             Some(range) => ranges.push(range),
-            None => unknown.push(shard),
+            None => unknown.push(lease.key.shard()),
         }
     }
     if listed.is_none() && !unknown.is_empty() {

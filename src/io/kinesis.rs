@@ -61,7 +61,7 @@ impl KinesisSource {
     /// The stream with this name, or this ARN. Makes no call.
     ///
     /// Takes credentials, region and endpoint from `client`, but not its retries: there are none. Every
-    /// call is given up after `call_timeout`, which should be well below `failover_time`.
+    /// call is given up after `call_timeout`, within which a page of up to 10 MiB should arrive.
     #[expect(clippy::needless_pass_by_value, reason = "clients are handed over as everywhere in the SDK")]
     pub fn new(client: Client, stream: impl Into<String>, call_timeout: Duration) -> Self {
         let config = client.config();

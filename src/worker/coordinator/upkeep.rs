@@ -29,14 +29,13 @@ const CONFIRMED_AT_ONCE: usize = 8;
 impl Coordinator {
     /// Makes the leases that are missing: all at first, later where the hash keys show a hole.
     pub(super) async fn repair(&mut self, stop: &CancellationToken) -> Result<(), WorkerError> {
-        let leases: Vec<Lease> = self.view.leases().cloned().collect();
-        let fresh = leases.is_empty();
-        let mut coverage = audit::coverage(&leases, None);
+        let fresh = self.view.leases().next().is_none();
+        let mut coverage = audit::coverage(self.view.leases(), None);
         if matches!(coverage, Coverage::Unknown(_)) && clock::now() >= self.list_after {
             // Rows of old KCL versions have no range: the listing has it.
             self.list_after = clock::now() + LIST_INTERVAL;
             if let Ok(listed) = self.parts.source.list_shards(ShardFilter::All).await {
-                coverage = audit::coverage(&leases, Some(&listed));
+                coverage = audit::coverage(self.view.leases(), Some(&listed));
             }
         }
         let suspicious = match coverage {
@@ -48,6 +47,7 @@ impl Coordinator {
         if !fresh && !suspicious {
             return Ok(());
         }
+        let leases: Vec<Lease> = self.view.leases().cloned().collect();
         let missing = match self.missing(&leases).await {
             Ok(missing) => {
                 self.list_faults.over();
@@ -141,6 +141,10 @@ impl Coordinator {
 
     /// Deletes the leases of finished shards whose children have begun; the rest at the next looks.
     pub(super) async fn clean_up(&self) {
+        // Most looks find nothing to delete, and need no copy of the table to know it.
+        if !self.view.leases().any(Lease::is_finished) {
+            return;
+        }
         let leases: Vec<Lease> = self.view.leases().cloned().collect();
         let mut under_way = JoinSet::new();
         for lease in shard_sync::deletable(&leases).into_iter().take(CALLS_AT_ONCE) {
