@@ -1,0 +1,94 @@
+"""Servers, clients and stacks for the tests of what is deployed. `.ci/deploy.sh` installs and runs them."""
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import boto3
+import pytest
+
+import templates
+
+REGION = "us-east-1"
+BIN = Path(sys.executable).parent
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def eventually(what, seconds=60):
+    """The first true answer of `what`, which is asked until then; fails after `seconds`."""
+    end = time.monotonic() + seconds
+    while True:
+        answer = what()
+        if answer:
+            return answer
+        assert time.monotonic() < end, f"not within {seconds} s: {what.__doc__ or what}"
+        time.sleep(0.1)
+
+
+def answers(url):
+    """Whether there is a server."""
+    try:
+        urllib.request.urlopen(url, timeout=5).close()
+        return True
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+
+
+class Aws:
+    """An AWS of its own on loopback, by moto."""
+
+    def __init__(self, url):
+        self.url = url
+
+    def client(self, service):
+        return boto3.client(
+            service,
+            endpoint_url=self.url,
+            region_name=REGION,
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+        )
+
+    def deploy(self, name, **parameters):
+        """Makes a stack of a template, or changes the one that there is; returns its outputs."""
+        cloudformation = self.client("cloudformation")
+        stack = f"{name.removesuffix('.yaml')}-stack"
+        call = dict(
+            StackName=stack,
+            TemplateBody=(templates.FOLDER / name).read_text(),
+            Capabilities=["CAPABILITY_IAM"],
+            Parameters=[{"ParameterKey": k, "ParameterValue": str(v)} for k, v in parameters.items()],
+        )
+        known = [s["StackName"] for s in cloudformation.describe_stacks()["Stacks"]]
+        (cloudformation.update_stack if stack in known else cloudformation.create_stack)(**call)
+        described = cloudformation.describe_stacks(StackName=stack)["Stacks"][0]
+        assert described["StackStatus"] in ("CREATE_COMPLETE", "UPDATE_COMPLETE"), described
+        return {output["OutputKey"]: output["OutputValue"] for output in described.get("Outputs", [])}
+
+    def delete(self, name):
+        self.client("cloudformation").delete_stack(StackName=f"{name.removesuffix('.yaml')}-stack")
+
+
+@pytest.fixture
+def aws(tmp_path):
+    """A fresh moto."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with open(tmp_path / "moto.log", "w") as log:
+        server = subprocess.Popen([BIN / "moto_server", "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log)
+    try:
+        eventually(lambda: answers(url))
+        yield Aws(url)
+    finally:
+        server.kill()
+        server.wait()
