@@ -50,7 +50,7 @@ pub use crate::{
         balance::Reason as ClaimReason,
         lease::{
             Checkpoint, CheckpointGoesBack, HandOff, InvalidCheckpoint, Lease, LeaseKey, LeaseWrite, Mark,
-            OwnerChange, PendingCheckpoint, Tenure, WorkerId,
+            OwnerChange, PendingCheckpoint, Reset, Tenure, WorkerId,
         },
         record::{Batch, Record},
         shard::{ChildShard, HashKeyRange, InvalidSequenceNumber, Position, SequenceNumber, Shard, ShardId},

@@ -19,7 +19,7 @@ use std::{
 use aws_sdk_dynamodb::Client;
 use bytes::Bytes;
 use kinesis_consumer::{
-    Checkpoint, HashKeyRange, Lease, LeaseWrite, PendingCheckpoint, Position, Tenure,
+    Checkpoint, HashKeyRange, Lease, LeaseWrite, PendingCheckpoint, Position, Reset, Tenure,
     io::{DynamoDbLeaseStore, LeaseError, LeaseStore, memory::MemoryLeaseStore},
 };
 use support::{dynamodb, servers};
@@ -135,6 +135,7 @@ fn full_row(shard: &str) -> Lease {
         hash_range: Some(HashKeyRange { start: 1, end: u128::MAX }),
         throughput_kbps: Some(12.345678),
         start_millis: Some(1_700_000_000_123),
+        reset_millis: Some(1_700_000_000_456),
         stream: Some("arn:aws:kinesis:us-east-1:0:stream/s:1700000000".into()),
         hands_over: Some("me".into()),
         ..new_row(shard)
@@ -146,6 +147,10 @@ fn holding(row: &Lease) -> Tenure {
     let seen = Lease { counter: row.counter - 1, ..row.clone() };
     let claim = seen.claim(&"me".into());
     Tenure::begin(&seen, &claim, Instant::now().into_std()).expect("a claim")
+}
+
+fn back_to(to: Checkpoint, start_millis: Option<u64>) -> Reset {
+    Reset { to, start_millis, at_millis: 1_700_000_000_999 }
 }
 
 /// Every kind of write, made by `me` as if the row were his.
@@ -171,6 +176,11 @@ fn writes(row: &Lease) -> Vec<(&'static str, LeaseWrite)> {
         ("release", mine.release(None).expect("forward")),
         ("release with a checkpoint", mine.release(Some(end)).expect("forward")),
         ("finish", mine.finish(BTreeSet::new())),
+        ("eviction", row.evict()),
+        ("eviction of a free lease", Lease { owner: None, checkpoint_owner: None, ..row.clone() }.evict()),
+        ("reset", row.reset(back_to(Checkpoint::TrimHorizon, None))),
+        ("reset to a time", row.reset(back_to(Checkpoint::AtTimestamp, Some(1_600_000_000_000)))),
+        ("reset to a number", row.reset(back_to(at(2, 3), None))),
         ("finish with children", mine.finish(BTreeSet::from(["b".into(), "c".into()]))),
     ]
 }

@@ -2,6 +2,7 @@
 //!
 //! What may be written to it, and by whom, is in `tenure`. KCL: `Lease`, `ExtendedSequenceNumber`.
 
+mod operator;
 mod tenure;
 
 use std::{cmp::Ordering, collections::BTreeSet, fmt, str::FromStr, sync::Arc};
@@ -9,6 +10,7 @@ use std::{cmp::Ordering, collections::BTreeSet, fmt, str::FromStr, sync::Arc};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+pub use self::operator::Reset;
 pub use self::tenure::{CheckpointGoesBack, HandOff, LeaseWrite, Mark, OwnerChange, Tenure};
 use crate::core::shard::{HashKeyRange, Position, ShardId};
 
@@ -213,6 +215,9 @@ pub struct Lease {
     /// When reading of a `LATEST` or `AT_TIMESTAMP` lease begins, in milliseconds since the epoch, so that
     /// a restart before the first checkpoint skips nothing. Ours alone; the Java KCL ignores it.
     pub start_millis: Option<u64>,
+    /// When an operator last [reset](Lease::reset) the lease, in milliseconds since the epoch: its start is
+    /// then its own, whatever other rows pin. Ours alone; the Java KCL ignores it.
+    pub reset_millis: Option<u64>,
     /// The stream that the row was made for. Ours alone; the Java KCL ignores it.
     pub stream: Option<Arc<str>>,
     /// The worker that said, when it claimed the lease, that it hands leases over on request. Believed only
@@ -236,6 +241,7 @@ impl Lease {
             hash_range: None,
             throughput_kbps: None,
             start_millis: None,
+            reset_millis: None,
             stream: None,
             hands_over: None,
         }

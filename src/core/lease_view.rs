@@ -118,9 +118,11 @@ impl LeaseView {
     /// The earliest time that an application start was pinned to in any row, in milliseconds.
     ///
     /// Workers that start a fresh table together may each pin a time of their own; the earliest holds for
-    /// all, so that a shard split in between is not begun too late.
+    /// all, so that a shard split in between is not begun too late. What an operator reset has a start of its
+    /// own, which says nothing of the others.
     pub(crate) fn pinned_start(&self) -> Option<u64> {
-        self.leases().filter_map(|lease| lease.start_millis).min()
+        let begun = self.leases().filter(|lease| lease.reset_millis.is_none());
+        begun.filter_map(|lease| lease.start_millis).min()
     }
 }
 
@@ -222,6 +224,20 @@ mod tests {
         assert_eq!(standing(&view, start), Standing::Free { since: start });
         view.observe(vec![Lease { checkpoint: Checkpoint::ShardEnd, ..row(None, 4) }], start);
         assert_eq!(standing(&view, start + FAILOVER * 9), Standing::Finished);
+    }
+
+    #[test]
+    fn the_start_of_a_lease_that_was_reset_is_not_that_of_the_application() {
+        let mut view = LeaseView::default();
+        let pinned = |n: &str, start_millis, reset_millis| Lease {
+            key: n.into(),
+            start_millis,
+            reset_millis,
+            ..row(None, 0)
+        };
+        let rows = [pinned("0", Some(500), None), pinned("1", Some(100), Some(900)), pinned("2", None, None)];
+        view.observe(rows.to_vec(), Instant::now());
+        assert_eq!(view.pinned_start(), Some(500));
     }
 
     #[test]

@@ -61,9 +61,10 @@ impl Begin {
     }
 }
 
-/// Whether the table is being filled for the first time: no lease in it has begun.
+/// Whether the table is being filled for the first time: no lease in it has begun, or was reset.
 pub(crate) fn is_fresh(leases: &[Lease]) -> bool {
-    leases.iter().all(|lease| !matches!(lease.checkpoint, Checkpoint::At(_) | Checkpoint::ShardEnd))
+    let begun = |lease: &Lease| matches!(lease.checkpoint, Checkpoint::At(_) | Checkpoint::ShardEnd);
+    !leases.iter().any(|lease| begun(lease) || lease.reset_millis.is_some())
 }
 
 /// The leases of an empty table, from a listing filtered by the position: one for each listed shard.
@@ -425,6 +426,8 @@ mod tests {
         assert_eq!(LATEST.pinned_by(&[]), LATEST);
         assert_eq!(TIMESTAMP.pinned_by(&[row(3000)]), TIMESTAMP);
         assert!(is_fresh(&[row(3000)]) && !is_fresh(&leases("1 2!")));
+        // Else a shard that is found after a reset to the oldest record would begin at the tip.
+        assert!(!is_fresh(&[Lease { reset_millis: Some(1), ..row(3000) }]));
     }
 
     #[test]

@@ -43,6 +43,7 @@ const THROUGHPUT: &str = "throughputKBps";
 const ENTITY_TYPE: &str = "entityType";
 const LEASE: &str = "LEASE";
 const START_MILLIS: &str = "startTimestampMillis";
+const RESET_MILLIS: &str = "resetTimestampMillis";
 const STREAM: &str = "streamIdentity";
 const HANDS_OVER: &str = "handsOverWorker";
 
@@ -84,6 +85,7 @@ pub(crate) fn encode(lease: &Lease) -> Item {
     // DynamoDB knows no infinity.
     put(THROUGHPUT, lease.throughput_kbps.filter(|kbps| kbps.is_finite()).map(number));
     put(START_MILLIS, lease.start_millis.map(number));
+    put(RESET_MILLIS, lease.reset_millis.map(number));
     put(STREAM, lease.stream.as_deref().map(text));
     put(HANDS_OVER, lease.hands_over.as_ref().map(|worker| text(worker.as_str())));
     item
@@ -123,6 +125,7 @@ pub(crate) fn decode(item: &Item) -> Result<Option<Lease>, BadItem> {
         hash_range: row.hash_range()?,
         throughput_kbps: row.number::<f64>(THROUGHPUT)?.filter(|kbps| kbps.is_finite()),
         start_millis: row.count(START_MILLIS)?,
+        reset_millis: row.count(RESET_MILLIS)?,
         stream: row.text(STREAM)?.map(Arc::from),
         hands_over: row.worker(HANDS_OVER)?,
     }))
@@ -158,7 +161,9 @@ pub(crate) fn update(write: &LeaseWrite) -> Expressions {
     };
     match write.owner() {
         OwnerChange::Keep => {}
-        OwnerChange::Remove if write.handing_over().is_some() => remove.extend([OWNER, CHECKPOINT_OWNER]),
+        OwnerChange::Remove if write.handing_over().is_some() || write.holder().is_none() => {
+            remove.extend([OWNER, CHECKPOINT_OWNER]);
+        }
         OwnerChange::Remove => remove.push(OWNER),
         OwnerChange::Transfer => remove.push(CHECKPOINT_OWNER),
         OwnerChange::Set { owner, switched } => {
@@ -200,6 +205,22 @@ pub(crate) fn update(write: &LeaseWrite) -> Expressions {
                 }
                 None => remove.push(PENDING_STATE),
             }
+        }
+        Some(Mark::Reset(reset)) => {
+            set.push(format!("{CHECKPOINT} = :checkpoint, {SUB} = :sub, {OWNER_SWITCHES} = :zero"));
+            set.push(format!("{RESET_MILLIS} = :reset"));
+            value(":checkpoint", text(reset.to.text()));
+            value(":sub", number(reset.to.sub()));
+            value(":zero", number(0));
+            value(":reset", number(reset.at_millis));
+            match reset.start_millis {
+                Some(millis) => {
+                    set.push(format!("{START_MILLIS} = :start"));
+                    value(":start", number(millis));
+                }
+                None => remove.push(START_MILLIS),
+            }
+            remove.extend([PENDING, PENDING_SUB, PENDING_STATE]);
         }
     }
     if let Some(children) = shards(write.children()) {
@@ -364,13 +385,18 @@ mod tests {
             option::of((checkpoint(), state).prop_map(|(at, state)| PendingCheckpoint { at, state }));
         let range =
             option::of(any::<[u128; 2]>().prop_map(|[a, b]| HashKeyRange { start: a.min(b), end: a.max(b) }));
-        let extras =
-            (range, option::of(0.0..1e9), option::of(count()), option::of("[a-z:]{1,9}".prop_map(Arc::from)));
+        let extras = (
+            range,
+            option::of(0.0..1e9),
+            option::of(count()),
+            option::of(count()),
+            option::of("[a-z:]{1,9}".prop_map(Arc::from)),
+        );
         let owners = (worker(), worker(), worker(), count());
         ("[ -~]{1,40}", count(), owners, checkpoint(), pending, shards(), shards(), extras).prop_map(
             |(key, counter, owners, checkpoint, pending, parents, children, extras)| {
                 let (owner, checkpoint_owner, hands_over, owner_switches) = owners;
-                let (hash_range, throughput_kbps, start_millis, stream) = extras;
+                let (hash_range, throughput_kbps, start_millis, reset_millis, stream) = extras;
                 Lease {
                     key: key.into(),
                     counter,
@@ -384,6 +410,7 @@ mod tests {
                     hash_range,
                     throughput_kbps,
                     start_millis,
+                    reset_millis,
                     stream,
                     hands_over,
                 }
@@ -413,7 +440,7 @@ mod tests {
         ]
     }
 
-    const NAMES: [&str; 19] = [
+    const NAMES: [&str; 20] = [
         HANDS_OVER,
         KEY,
         COUNTER,
@@ -432,6 +459,7 @@ mod tests {
         THROUGHPUT,
         ENTITY_TYPE,
         START_MILLIS,
+        RESET_MILLIS,
         STREAM,
     ];
 

@@ -45,12 +45,14 @@ pub(super) fn budget(bytes: usize) -> Semaphore {
 /// Where reading of a shard begins, and up to where its records are done already.
 ///
 /// Always *at* the checkpoint, never after it: a checkpoint inside an aggregated record leaves a rest to
-/// deliver. `pinned_millis` is the application's first start, for leases that have not begun.
+/// deliver. `pinned_millis` is the application's first start, for leases that have not begun; one that an
+/// operator reset has a start of its own.
 pub(super) fn start_of(
     row: &Lease,
     pinned_millis: Option<u64>,
     configured: Option<SystemTime>,
 ) -> (StartFrom, Option<Position>) {
+    let pinned_millis = if row.reset_millis.is_some() { row.start_millis } else { pinned_millis };
     let pinned = pinned_millis.map(|millis| SystemTime::UNIX_EPOCH + Duration::from_millis(millis));
     match &row.checkpoint {
         Checkpoint::At(position) => (StartFrom::At(position.sequence.clone()), Some(position.clone())),

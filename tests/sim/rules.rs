@@ -83,6 +83,7 @@ pub(super) fn kind(write: &LeaseWrite) -> String {
         }
         Some(Mark::Done(checkpoint) | Mark::Advanced(checkpoint)) => format!(" at {checkpoint}"),
         Some(Mark::Prepared(_)) => " with a prepared checkpoint".into(),
+        Some(Mark::Reset(reset)) => format!(" reset to {}", reset.to),
     };
     let verb = match (write.owner(), write.mark()) {
         (OwnerChange::Set { .. }, _) => "claim",

@@ -5,6 +5,7 @@ mod faces;
 mod failures;
 mod fleet;
 mod health;
+mod operator;
 mod reading;
 mod shard_end;
 mod signals;

@@ -1,7 +1,8 @@
 //! The writes that may change a lease row, and the proof of holding it.
 //!
-//! Every write is conditional on what its writer saw. A [`LeaseWrite`] is made only by [`Lease::claim`] and by
-//! a [`Tenure`], so nothing can move a checkpoint without holding the lease. KCL: `DynamoDBLeaseRefresher`;
+//! Every write is conditional on what its writer saw. A [`LeaseWrite`] is made only by [`Lease::claim`], by a
+//! [`Tenure`], and by an operator's [`Lease::reset`] and [`Lease::evict`], which fence the holder: nothing can
+//! move a checkpoint under somebody who believes to hold the lease. KCL: `DynamoDBLeaseRefresher`;
 //! rules I2, I4, I5 and I6 of its interoperability.
 
 use std::{
@@ -12,7 +13,7 @@ use std::{
 use bytes::Bytes;
 
 use crate::core::{
-    lease::{Checkpoint, Lease, LeaseKey, PendingCheckpoint, WorkerId},
+    lease::{Checkpoint, Lease, LeaseKey, PendingCheckpoint, Reset, WorkerId},
     shard::ShardId,
 };
 
@@ -75,6 +76,13 @@ impl Lease {
                 row.owner_switches = 0;
             }
             Some(Mark::Prepared(pending)) => row.pending = Some(pending.clone()),
+            Some(Mark::Reset(reset)) => {
+                row.checkpoint = reset.to.clone();
+                row.owner_switches = 0;
+                row.pending = None;
+                row.start_millis = reset.start_millis;
+                row.reset_millis = Some(reset.at_millis);
+            }
         }
         if !write.children.is_empty() {
             row.children.clone_from(&write.children);
@@ -138,7 +146,7 @@ impl HandOff {
 pub struct LeaseWrite {
     key: LeaseKey,
     expected: u64,
-    /// The writer, which must hold the lease; none if it claims it.
+    /// Who must hold the lease: the writer, or whom an operator takes it from; none for a claim.
     holder: Option<WorkerId>,
     /// The writer, if it is handing the lease over; none if no hand-off may be pending.
     handing_over: Option<WorkerId>,
@@ -174,9 +182,24 @@ pub enum Mark {
     Advanced(Checkpoint),
     /// Leaves it and stores a prepared one beside it.
     Prepared(PendingCheckpoint),
+    /// Moves it wherever an operator wants, back too.
+    Reset(Reset),
 }
 
 impl LeaseWrite {
+    /// The write that takes `row` from whoever holds it and gives it to nobody.
+    pub(super) fn taking_away(row: &Lease, mark: Option<Mark>) -> Self {
+        Self {
+            key: row.key.clone(),
+            expected: row.counter,
+            holder: row.holder().cloned(),
+            handing_over: row.checkpoint_owner.clone(),
+            owner: OwnerChange::Remove,
+            mark,
+            children: BTreeSet::new(),
+        }
+    }
+
     /// The row to write.
     pub fn key(&self) -> &LeaseKey {
         &self.key
@@ -187,8 +210,9 @@ impl LeaseWrite {
         self.expected
     }
 
-    /// The worker that must hold the lease; none for a claim. The counter alone does not tell: that of a row
-    /// that was deleted and made anew may meet a former holder's.
+    /// The worker that must hold the lease; none for a claim, and for an operator's write to a free row, which
+    /// go by the counter alone. For a holder it does not tell: that of a row that was deleted and made anew
+    /// may meet a former holder's.
     pub fn holder(&self) -> Option<&WorkerId> {
         self.holder.as_ref()
     }
@@ -216,9 +240,8 @@ impl LeaseWrite {
 
     /// Whether `row` meets the condition of this write.
     pub fn is_allowed_on(&self, row: &Lease) -> bool {
-        let claims = matches!(self.owner, OwnerChange::Set { .. });
         let held = row.holder() == self.holder.as_ref() && row.checkpoint_owner == self.handing_over;
-        row.counter == self.expected && (claims || held)
+        row.counter == self.expected && (self.holder.is_none() || held)
     }
 
     /// Whether `row`, read after this write failed or went unanswered, shows that it took effect for `me`.
@@ -237,6 +260,9 @@ impl LeaseWrite {
             None => true,
             Some(Mark::Done(checkpoint) | Mark::Advanced(checkpoint)) => row.checkpoint == *checkpoint,
             Some(Mark::Prepared(pending)) => row.pending.as_ref() == Some(pending),
+            Some(Mark::Reset(reset)) => {
+                row.checkpoint == reset.to && row.reset_millis == Some(reset.at_millis)
+            }
         };
         row.counter == self.expected + 1 && owned && marked
     }
