@@ -173,7 +173,10 @@ impl<R: Rng> Reader<R> {
                 slot.send(Fetched::Batch(Batch::new(records, behind), settle(permit, bytes, &self.memory)));
             }
             if ended {
-                let children = if children.is_empty() { self.find_children().await } else { children };
+                // A child that does not name this shard as a parent would begin before its end: the listing tells.
+                let known = children.iter().all(|child| child.parents.contains(&self.link.shard));
+                let named = known && !children.is_empty();
+                let children = if named { children } else { self.find_children().await };
                 self.await_other_parents(&children).await;
                 // Fails only when the user's side has let go, and then nobody asks.
                 let _ = self.fetched.send(Fetched::End(children)).await;

@@ -5,10 +5,12 @@ use std::sync::{
     atomic::{AtomicU32, Ordering::Relaxed},
 };
 
+use async_trait::async_trait;
 use kinesis_consumer::{
-    Batch, Checkpoint, EndOfShard, Event, Failure, RecordProcessor, ShardContext, ShardDone, ShardEvent,
-    ShardStart, Verdict,
+    Batch, Checkpoint, EndOfShard, Event, Failure, RecordProcessor, Shard, ShardContext, ShardDone,
+    ShardEvent, ShardId, ShardStart, Verdict,
     io::{
+        Page, RecordSource, ShardFilter, ShardIterator, SourceError, StartFrom, StreamDescription,
         faulty::{Fault, Op},
         memory::MemoryStream,
     },
@@ -159,6 +161,47 @@ async fn a_merged_child_waits_for_a_parent_that_has_no_lease_yet() {
     worker.stop().await;
 }
 
+/// A source whose pages name the children of a shard, but not their parents.
+#[derive(Debug)]
+struct WithoutParents(MemoryStream);
+
+#[async_trait]
+impl RecordSource for WithoutParents {
+    async fn describe(&self) -> Result<StreamDescription, SourceError> {
+        self.0.describe().await
+    }
+
+    async fn list_shards(&self, filter: ShardFilter) -> Result<Vec<Shard>, SourceError> {
+        self.0.list_shards(filter).await
+    }
+
+    async fn open(&self, shard: &ShardId, from: &StartFrom) -> Result<ShardIterator, SourceError> {
+        self.0.open(shard, from).await
+    }
+
+    async fn read(&self, shard: &ShardId, from: &ShardIterator, limit: usize) -> Result<Page, SourceError> {
+        let mut page = self.0.read(shard, from, limit).await?;
+        page.children.iter_mut().for_each(|child| child.parents.clear());
+        Ok(page)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn children_that_do_not_name_their_parent_are_looked_up_in_the_listing() {
+    let world = World::shards(1);
+    world.put(0, [1]);
+    let source = Arc::new(WithoutParents(world.stream.clone()));
+    let worker = run(world.worker("a").source(source).build(world.probe()).expect("valid"));
+    world.checkpoint_at(0, "1").await;
+    world.stream.split(&world.shard(0));
+    world.put(0, [2]);
+    world.checkpoint_at(1, "2").await;
+    for child in [1, 2] {
+        assert_eq!(world.row(child).parents, [world.shard(0)].into());
+    }
+    worker.stop().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_crash_between_the_writes_at_a_shards_end_loses_no_shard() {
     // After none, one, and both of the children's leases.
@@ -230,7 +273,7 @@ async fn a_stream_that_is_doubled_and_halved_while_two_workers_read_keeps_every_
     };
     until("every record", || all().len() == n).await;
     tokio::time::sleep(3 * FAILOVER).await;
-    let number = |shard: &kinesis_consumer::ShardId| -> usize {
+    let number = |shard: &ShardId| -> usize {
         shard.as_str().rsplit('-').next().expect("a number").parse().expect("digits")
     };
     for shard in &shards {
