@@ -160,7 +160,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::core::lease::Checkpoint;
+    use crate::core::{
+        lease::Checkpoint,
+        testdata::{Row, rows},
+    };
 
     const CASES: &str = include_str!("testdata/hash_audit.txt");
     const STREAM: &str = "arn:aws:kinesis:eu-west-1:123456789012:stream/orders:1700000000";
@@ -193,13 +196,10 @@ mod tests {
 
     #[test]
     fn the_table_of_holes_holds() {
-        let lines = CASES.lines().filter(|line| !line.starts_with('#'));
-        let cases: Vec<_> = lines.filter_map(|line| line.split_once('|')).collect();
-        assert!(cases.len() > 12);
-        for (ranges, holes) in cases {
-            let holes: Vec<HashKeyRange> = holes.split_whitespace().map(range).collect();
+        for Row { line, cells } in rows(CASES, "holes") {
+            let holes: Vec<HashKeyRange> = cells[2].split_whitespace().map(range).collect();
             let expected = if holes.is_empty() { Coverage::Whole } else { Coverage::Holes(holes) };
-            assert_eq!(coverage(&leases(ranges), Some(&[])), expected, "{ranges}");
+            assert_eq!(coverage(&leases(cells[1]), Some(&[])), expected, "line {line}");
         }
         assert_eq!(coverage(&[], Some(&[])), Coverage::Empty);
     }
@@ -214,19 +214,15 @@ mod tests {
 
     #[test]
     fn a_hole_counts_from_the_third_look_in_a_row() {
-        // Each look: the holes seen, "-" for none, and "!" where a sync is due. As in the Java KCL but the last.
-        for looks in [
-            "23-25 23-25 23-25! 23-25!",
-            "23-25 23-25 - 23-25 23-25",
-            "23-25 23-25 3-5 3-5 3-5!",
-            "23-25 23-25 3-5 3-5 23-25 23-25 23-25!",
-            // A second hole that comes and goes does not hide the first.
-            "23-25 23-25,3-5 23-25!",
-        ] {
+        for Row { line, cells } in rows(CASES, "looks") {
             let mut watch = HoleWatch::default();
-            for look in looks.split(' ') {
+            for look in cells[1].split(' ') {
                 let holes = look.trim_matches(['!', '-']).split(',').filter(|hole| !hole.is_empty());
-                assert_eq!(watch.see(&holes.map(range).collect::<Vec<_>>()), look.ends_with('!'), "{looks}");
+                assert_eq!(
+                    watch.see(&holes.map(range).collect::<Vec<_>>()),
+                    look.ends_with('!'),
+                    "line {line}"
+                );
             }
         }
     }

@@ -12,4 +12,6 @@ pub(crate) mod pacing;
 pub(crate) mod record;
 pub(crate) mod shard;
 pub(crate) mod shard_sync;
+#[cfg(test)]
+pub(crate) mod testdata;
 pub(crate) mod watermark;

@@ -291,6 +291,7 @@ mod tests {
     use crate::core::{
         audit::{Coverage, coverage},
         lease::LeaseKey,
+        testdata::{Row, rows, sections},
     };
 
     const CASES: &str = include_str!("testdata/shard_sync.txt");
@@ -298,32 +299,17 @@ mod tests {
     const LATEST: Begin = Begin::Latest { pinned_millis: 5000 };
     const TIMESTAMP: Begin = Begin::Timestamp { millis: 1000 };
 
-    /// The cases of testdata/shard_sync.txt: graphs, and the rows of each table with their line.
-    #[derive(Default)]
-    struct Cases {
-        graphs: BTreeMap<String, Vec<Shard>>,
-        rows: Vec<(usize, String, Vec<String>)>,
+    fn graph(name: &str) -> Vec<Shard> {
+        let graphs = sections(CASES).into_iter().filter(|section| section.kind == "graph");
+        let graph = graphs.into_iter().find(|graph| graph.name == name).expect("a graph");
+        graph.rows.iter().map(|row| shard(&row.cells)).collect()
     }
 
-    fn cases() -> Cases {
-        let (mut cases, mut section) = (Cases::default(), ("", ""));
-        let lines = CASES.lines().enumerate().map(|(n, line)| (n + 1, line.trim()));
-        for (n, line) in lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#')) {
-            let cells: Vec<String> = line.split('|').map(|cell| cell.trim().to_owned()).collect();
-            match (cells.len(), section) {
-                (1, _) => section = line.split_once(' ').expect("a kind and a name"),
-                (_, ("graph", name)) => cases.graphs.entry(name.into()).or_default().push(shard(&cells)),
-                (_, (_, name)) => cases.rows.push((n, name.into(), cells)),
-            }
-        }
-        cases
-    }
-
-    fn shard(cells: &[String]) -> Shard {
+    fn shard(cells: &[&str]) -> Shard {
         let (start, end) = cells[2].split_once('-').expect("a range");
         let (first, last) = cells[3].split_once('-').expect("a range");
         Shard {
-            id: id(&cells[0]),
+            id: id(cells[0]),
             parents: cells[1].split_whitespace().map(id).collect(),
             hash_range: HashKeyRange {
                 start: start.parse().expect("digits"),
@@ -336,10 +322,6 @@ mod tests {
 
     fn id(number: &str) -> ShardId {
         format!("shardId-{number}").into()
-    }
-
-    fn graph(name: &str) -> Vec<Shard> {
-        cases().graphs[name].clone()
     }
 
     /// Leases for `numbers`, finished where "!" follows.
@@ -358,64 +340,80 @@ mod tests {
 
     #[test]
     fn the_table_of_missing_leases_holds() {
-        let cases = cases();
-        assert!(cases.rows.len() > 20);
-        for (line, name, cells) in &cases.rows {
-            let (shards, there) = (&cases.graphs[name], leases(&cells[0]));
-            for (begin, expected) in [LATEST, TRIM_HORIZON, TIMESTAMP].into_iter().zip(&cells[1..]) {
-                let fresh = there.is_empty();
-                let made = missing(shards, &there, begin, fresh);
-                assert_eq!(numbers(&made), *expected, "line {line}, {begin:?}");
-                let (checkpoint, start) = match (begin, fresh) {
-                    (Begin::Latest { .. }, true) => (Checkpoint::Latest, Some(5000)),
-                    (Begin::Timestamp { .. }, _) => (Checkpoint::AtTimestamp, Some(1000)),
-                    _ => (Checkpoint::TrimHorizon, None),
-                };
-                for lease in &made {
-                    assert_eq!((&lease.checkpoint, lease.start_millis), (&checkpoint, start), "line {line}");
+        for section in sections(CASES).into_iter().filter(|section| section.kind == "missing") {
+            let shards = graph(section.name);
+            for Row { line, cells } in &section.rows {
+                let there = leases(cells[1]);
+                for (begin, expected) in [LATEST, TRIM_HORIZON, TIMESTAMP].into_iter().zip(&cells[2..]) {
+                    let fresh = there.is_empty();
+                    let made = missing(&shards, &there, begin, fresh);
+                    assert_eq!(numbers(&made), *expected, "line {line}, {begin:?}");
+                    let (checkpoint, start) = match (begin, fresh) {
+                        (Begin::Latest { .. }, true) => (Checkpoint::Latest, Some(5000)),
+                        (Begin::Timestamp { .. }, _) => (Checkpoint::AtTimestamp, Some(1000)),
+                        _ => (Checkpoint::TrimHorizon, None),
+                    };
+                    for lease in &made {
+                        let found = (&lease.checkpoint, lease.start_millis);
+                        assert_eq!(found, (&checkpoint, start), "line {line}");
+                    }
+                    let all = [there.clone(), made].concat();
+                    assert_eq!(missing(&shards, &all, begin, fresh), [], "line {line}, again");
                 }
-                let all = [there.clone(), made].concat();
-                assert_eq!(missing(shards, &all, begin, fresh), [], "line {line}, again");
             }
         }
     }
 
     #[test]
     fn an_empty_table_gets_one_lease_for_each_shard_of_a_filtered_listing() {
-        // (graph, position, what the filter returns); as in the Java KCL.
-        for (name, begin, filtered) in [
-            ("A", TRIM_HORIZON, "0 1 2 3 4 5"),
-            ("A", LATEST, "4 10 8 9"),
-            ("A", TIMESTAMP, "4 10 8 9"),
-            ("A", TIMESTAMP, "4 5 6 7"),
-        ] {
-            let wanted: Vec<ShardId> = filtered.split(' ').map(id).collect();
-            let mut listed = graph(name);
-            listed.retain(|shard| wanted.contains(&shard.id));
-            let made = initial(&listed, begin).expect("the whole hash key space");
-            assert_eq!(numbers(&made), filtered);
-            for lease in made {
-                let shard = listed.iter().find(|shard| shard.id == lease.key.shard()).expect("listed");
-                assert_eq!((&lease.parents, lease.hash_range), (&shard.parents, Some(shard.hash_range)));
-                assert_eq!((lease.counter, lease.owner, lease.owner_switches), (0, None, 0));
-                let (checkpoint, start_millis) = match begin {
-                    Begin::TrimHorizon => (Checkpoint::TrimHorizon, None),
-                    Begin::Latest { .. } => (Checkpoint::Latest, Some(5000)),
-                    Begin::Timestamp { .. } => (Checkpoint::AtTimestamp, Some(1000)),
+        for section in sections(CASES).into_iter().filter(|section| section.kind == "initial") {
+            for Row { line, cells } in &section.rows {
+                let (begin, checkpoint, start_millis) = match cells[1] {
+                    "TRIM_HORIZON" => (TRIM_HORIZON, Checkpoint::TrimHorizon, None),
+                    "LATEST" => (LATEST, Checkpoint::Latest, Some(5000)),
+                    "AT_TIMESTAMP" => (TIMESTAMP, Checkpoint::AtTimestamp, Some(1000)),
+                    other => panic!("line {line}: {other}"),
                 };
-                assert_eq!((lease.checkpoint, lease.start_millis), (checkpoint, start_millis));
+                let wanted: Vec<ShardId> = cells[2].split(' ').map(id).collect();
+                let mut listed = graph(section.name);
+                listed.retain(|shard| wanted.contains(&shard.id));
+                let made = initial(&listed, begin).expect("the whole hash key space");
+                assert_eq!(numbers(&made), cells[3], "line {line}");
+                for lease in made {
+                    let shard = listed.iter().find(|shard| shard.id == lease.key.shard()).expect("listed");
+                    let as_made = Lease {
+                        parents: shard.parents.clone(),
+                        hash_range: Some(shard.hash_range),
+                        start_millis,
+                        ..Lease::new(&shard.id, checkpoint.clone())
+                    };
+                    assert_eq!(lease, as_made, "line {line}");
+                    assert_eq!((lease.counter, lease.owner, lease.owner_switches), (0, None, 0));
+                }
             }
         }
     }
 
     #[test]
     fn a_filtered_listing_with_a_gap_an_overlap_or_nothing_makes_no_leases() {
-        for ranges in ["", "0-1 2-3", "1-MAX", "0-1 3-MAX", "0-2 2-MAX", "0-MAX 0-MAX", "0-MAX 5-9"] {
-            let cells =
-                |(n, range): (usize, &str)| [n.to_string(), String::new(), range.into(), "1-open".into()];
+        for Row { line, cells } in rows(CASES, "tiling") {
+            let ranges = cells[1].split_whitespace().enumerate();
             let listed: Vec<Shard> =
-                ranges.split_whitespace().enumerate().map(|range| shard(&cells(range))).collect();
-            assert_eq!(initial(&listed, LATEST), None, "{ranges}");
+                ranges.map(|(n, range)| shard(&[&n.to_string(), "", range, "1-open"])).collect();
+            assert_eq!(initial(&listed, LATEST).is_some(), cells[2] == "yes", "line {line}");
+        }
+    }
+
+    #[test]
+    fn a_lineage_knows_the_parents_that_are_listed_and_no_others() {
+        let mut listed = graph("merged");
+        for (there, known) in [("0 1 2", "0 1"), ("1 2", "1"), ("2", "")] {
+            let there: Vec<ShardId> = there.split(' ').map(id).collect();
+            listed.retain(|shard| there.contains(&shard.id));
+            let lineage = Lineage::of(&listed);
+            let youngest = lineage.shards.len() - 1;
+            let parents = lineage.parents[youngest].iter().map(|n| lineage.shards[*n].id.clone());
+            assert_eq!(parents.collect::<Vec<_>>(), known.split_whitespace().map(id).collect::<Vec<_>>());
         }
     }
 

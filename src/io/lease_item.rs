@@ -360,7 +360,13 @@ mod tests {
     use proptest::{collection, option, prelude::*};
 
     use super::*;
-    use crate::core::{lease::Tenure, shard::Position};
+    use crate::core::{
+        lease::Tenure,
+        shard::Position,
+        testdata::{self, rows},
+    };
+
+    const CASES: &str = include_str!("../core/testdata/lease_items.txt");
 
     fn checkpoint() -> impl Strategy<Value = Checkpoint> {
         let at = (any::<u128>(), 0..=i64::MAX as u64).prop_map(|(number, sub)| {
@@ -535,32 +541,39 @@ mod tests {
         }
     }
 
-    #[test]
-    fn rows_of_other_kinds_are_skipped_whatever_else_they_hold() {
-        for kind in ["WORKER_METRIC_STATS", "STREAM", "LEADER", "SOME_FUTURE_TYPE", "lease", ""] {
-            assert_eq!(with(ENTITY_TYPE, text(kind)), Ok(None), "{kind:?}");
-            assert_eq!(decode(&Item::from([(ENTITY_TYPE.to_owned(), text(kind))])), Ok(None));
+    /// The least row with the attributes of a row of testdata/lease_items.txt.
+    fn item_of(changes: &str) -> Item {
+        let mut item = least();
+        for change in changes.split_whitespace() {
+            let Some((name, value)) = change.split_once('=') else {
+                item.remove(change.strip_prefix('-').expect("NAME=TYPE:VALUE or -NAME"));
+                continue;
+            };
+            let (kind, value) = value.split_once(':').expect("TYPE:VALUE");
+            let value = match kind {
+                "S" => text(value),
+                "N" => AttributeValue::N(value.to_owned()),
+                "SS" => AttributeValue::Ss(value.split(',').map(str::to_owned).collect()),
+                "NULL" => AttributeValue::Null(true),
+                other => panic!("no such type: {other}"),
+            };
+            item.insert(name.to_owned(), value);
         }
-        assert!(with(ENTITY_TYPE, text(LEASE)).is_ok_and(|lease| lease.is_some()));
+        item
     }
 
     #[test]
-    fn what_cannot_be_understood_is_refused_by_name() {
-        let cases = [
-            (COUNTER, number("1.5")),
-            (COUNTER, number(-1)),
-            (COUNTER, number("9223372036854775808")),
-            (COUNTER, text("1")),
-            (OWNER, number(1)),
-            (CHECKPOINT, text("0x17")),
-            (SUB, number(-1)),
-            (PENDING, text("SOON")),
-            (PARENTS, text("shardId-0")),
-            (HASH_START, number(1)),
-            (START_MILLIS, number("1.5")),
-        ];
-        for (name, value) in cases {
-            assert_eq!(with(name, value.clone()).expect_err("refused").attribute, name, "{value:?}");
+    fn the_table_of_rows_holds() {
+        for testdata::Row { line, cells } in rows(CASES, "read") {
+            let answer = match decode(&item_of(cells[1])) {
+                Ok(Some(lease)) => {
+                    assert_eq!(decode(&encode(&lease)), Ok(Some(lease)), "line {line}");
+                    "lease"
+                }
+                Ok(None) => "skipped",
+                Err(error) => error.attribute,
+            };
+            assert_eq!(answer, cells[2], "line {line}");
         }
     }
 

@@ -384,3 +384,6 @@ impl ShardLink {
 fn forward(tenure: &Tenure, to: &Checkpoint) -> Result<LeaseWrite, CheckpointGoesBack> {
     if *to <= tenure.row().checkpoint { Ok(tenure.renewal()) } else { tenure.checkpoint(to.clone()) }
 }
+
+#[cfg(test)]
+mod tests;

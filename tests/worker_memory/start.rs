@@ -88,6 +88,24 @@ async fn a_row_that_another_worker_made_first_is_claimed_as_it_is() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn leases_that_cannot_be_made_at_first_are_made_later_and_nothing_is_skipped() {
+    let world = World::shards(4);
+    // The first row is made, the others are not.
+    world.faults.next(Op::CreateLease, 1, Fault::Delay(SECOND / 100));
+    world.faults.next(Op::CreateLease, 3, Fault::Unavailable);
+    let worker = run(world.worker_with("a", latest()).build(world.probe()).expect("valid"));
+    until("the first row", || !world.table.rows().is_empty()).await;
+    assert_eq!(world.table.rows().len(), 1);
+    for shard in 0..4 {
+        world.put(shard, ["after the first start"]);
+    }
+    for shard in 0..4 {
+        world.checkpoint_at(shard, "after the first start").await;
+    }
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn at_timestamp_begins_with_the_first_record_that_arrived_then() {
     let world = World::shards(1);
     world.put(0, ["before"]);

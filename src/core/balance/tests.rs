@@ -5,7 +5,10 @@ use super::*;
 use crate::core::{
     lease::{Checkpoint, Lease},
     shard::ShardId,
+    testdata::{Row, rows},
 };
+
+const CASES: &str = include_str!("../testdata/taker.txt");
 
 const FAILOVER: Duration = Duration::from_secs(10);
 
@@ -81,6 +84,64 @@ fn keys(plan: &Plan) -> Vec<usize> {
         .collect();
     all.sort_unstable();
     all
+}
+
+/// The table of a row of testdata/taker.txt at the time of the look.
+fn of_row(text: &str) -> Table {
+    let start = Instant::now();
+    let now = start + limits().patience + FAILOVER;
+    let (mut rows, mut views) = (Vec::new(), Vec::new());
+    for part in text.split(", ") {
+        let (who, numbers) = part.split_once(": ").expect("who: leases");
+        for n in numbers.split(' ') {
+            let (owner, seen) = match who {
+                "waited" => (None, start),
+                "free" => (None, now),
+                "dead" => (Some("a dead one"), start),
+                "expired" => (Some("another dead one"), now - FAILOVER),
+                living => (Some(living), now),
+            };
+            let lease = Lease::new(&shard(n.parse().expect("a number")), Checkpoint::TrimHorizon);
+            rows.push(Lease { owner: owner.map(WorkerId::from), ..lease });
+            views.push(seen);
+        }
+    }
+    let mut view = LeaseView::default();
+    // Each row is first seen when its holder was last heard of.
+    for at in [start, now - FAILOVER, now] {
+        let seen = rows.iter().zip(&views).filter(|(_, seen)| **seen <= at);
+        view.observe(seen.map(|(row, _)| row.clone()).collect(), at);
+    }
+    Table { view, now }
+}
+
+#[test]
+fn the_table_of_the_taker_holds() {
+    for Row { line, cells } in rows(CASES, "take") {
+        let table = of_row(cells[1]);
+        let mut limits = Limits { max_steals: 1, ..limits() };
+        for setting in cells[2].split(", ").filter(|setting| !setting.is_empty()) {
+            match setting.split_once(' ').expect("a setting and a number") {
+                ("max", most) => limits.max_leases = most.parse().expect("a number"),
+                ("steals", most) => limits.max_steals = most.parse().expect("a number"),
+                other => panic!("line {line}: {other:?}"),
+            }
+        }
+        let plan = table.plan("foo", &limits);
+        let count = |wanted: &Reason| plan.claims.iter().filter(|claim| claim.reason == *wanted).count();
+        let mut taken: Vec<String> = Vec::new();
+        taken.extend(Some(count(&Reason::Free)).filter(|n| *n > 0).map(|n| format!("{n} free")));
+        taken.extend(Some(count(&Reason::Expired)).filter(|n| *n > 0).map(|n| format!("{n} expired")));
+        for from in ["bar", "baz", "qux"] {
+            let stolen = count(&Reason::Stolen { from: from.into() });
+            taken.extend(Some(stolen).filter(|n| *n > 0).map(|n| format!("{n} of {from}")));
+        }
+        let taken = if taken.is_empty() { "nothing".to_owned() } else { taken.join(" ") };
+        // Where two are equally busy, either will do.
+        let either = ["bar", "baz"].map(|from| cells[3].replace("bar or baz", from));
+        assert!(either.contains(&taken), "line {line}: {taken}");
+        assert!(plan.claims.iter().all(|claim| !claim.ask), "line {line}");
+    }
 }
 
 #[test]

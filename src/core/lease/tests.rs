@@ -7,7 +7,12 @@ use std::{
 use bytes::Bytes;
 
 use super::*;
-use crate::core::shard::Position;
+use crate::core::{
+    shard::Position,
+    testdata::{Row, rows},
+};
+
+const CASES: &str = include_str!("../testdata/checkpoints.txt");
 
 fn at(number: u64) -> Checkpoint {
     Checkpoint::At(Position::at(number.to_string().parse().expect("digits")))
@@ -19,12 +24,35 @@ fn held(by: &str) -> Tenure {
     Tenure::begin(&row, &claim, Instant::now()).expect("a claim")
 }
 
+fn parse(text: &str) -> Result<Checkpoint, InvalidCheckpoint> {
+    let (text, sub) = text.split_once('/').unwrap_or((text, "0"));
+    Checkpoint::parse(text, sub.parse().expect("a number"))
+}
+
 #[test]
 fn checkpoints_order_as_in_the_kcl() {
-    let order = [Checkpoint::AtTimestamp, Checkpoint::TrimHorizon, Checkpoint::Latest, at(0), at(9), at(10)];
-    assert!(order.is_sorted());
-    assert!(at(10) < Checkpoint::ShardEnd);
-    assert_eq!(Checkpoint::ShardEnd.cmp(&Checkpoint::ShardEnd), Ordering::Equal);
+    for Row { line, cells } in rows(CASES, "ascending") {
+        let all: Vec<_> = cells[1].split(' ').map(|text| parse(text).expect("a checkpoint")).collect();
+        for (n, one) in all.iter().enumerate() {
+            for (m, other) in all.iter().enumerate() {
+                assert_eq!(one.cmp(other), n.cmp(&m), "line {line}: {one} and {other}");
+                assert_eq!(one.partial_cmp(other), Some(n.cmp(&m)), "line {line}: {one} and {other}");
+            }
+        }
+    }
+    for Row { line, cells } in rows(CASES, "equal") {
+        let (one, other) = cells[1].split_once(' ').expect("two checkpoints");
+        let [one, other] = [one, other].map(|text| parse(text).expect("a checkpoint"));
+        assert_eq!((one.cmp(&other), one == other), (Ordering::Equal, true), "line {line}");
+    }
+}
+
+#[test]
+fn what_is_neither_a_sentinel_nor_a_number_is_no_checkpoint() {
+    for Row { line, cells } in rows(CASES, "refused") {
+        let error = Checkpoint::parse(cells[1], 0).expect_err(cells[1]);
+        assert_eq!(error.to_string(), format!("not a checkpoint: {:?}", cells[1]), "line {line}");
+    }
 }
 
 #[test]

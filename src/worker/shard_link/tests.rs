@@ -1,0 +1,131 @@
+use super::*;
+use crate::{
+    core::{
+        lease::WorkerId,
+        testdata::{Row, Section, sections},
+    },
+    io::memory::MemoryLeaseStore,
+    worker::processor::EndOfShard,
+};
+
+const CASES: &str = include_str!("../../core/testdata/checkpoints.txt");
+const FAILOVER: Duration = Duration::from_secs(10);
+
+/// A shard that this worker holds, and the table that its row is in.
+struct Held {
+    table: MemoryLeaseStore,
+    link: Arc<ShardLink>,
+}
+
+/// The link of a shard whose row says `checkpoint` when its lease is claimed.
+async fn held(checkpoint: &str) -> Held {
+    let table = MemoryLeaseStore::new();
+    let row = Lease::new(&"shardId-0".into(), parse(checkpoint));
+    table.put_row(row.clone());
+    let store: Arc<dyn LeaseStore> = Arc::new(table.clone());
+    let claimed = HeldLease::claim(&row, &WorkerId::from("me"), &store, FAILOVER).await;
+    let (row, held) = claimed.expect("no error").expect("won");
+    let link = ShardLink::new(held, &row, store, HealthFile::new(None), false);
+    Held { table, link: Arc::new(link) }
+}
+
+fn parse(checkpoint: &str) -> Checkpoint {
+    let (text, sub) = checkpoint.split_once('/').unwrap_or((checkpoint, "0"));
+    Checkpoint::parse(text, sub.parse().expect("a number")).expect("a checkpoint")
+}
+
+fn position(text: &str) -> Position {
+    parse(text).position().cloned().expect("a position")
+}
+
+impl Held {
+    /// What the row says: the checkpoint in force and the one that is prepared.
+    fn row(&self) -> (String, String) {
+        let row = self.table.rows().remove(0);
+        (row.checkpoint.to_string(), row.pending.map_or_else(String::new, |pending| pending.at.to_string()))
+    }
+
+    fn deliver(&self, through: &str) {
+        self.link.progress().watermark.delivered([position(through)]);
+    }
+
+    /// Makes one call of a table; false if it was refused.
+    async fn call(&self, call: &str) -> bool {
+        let (call, at) = call.split_once(' ').unwrap_or((call, ""));
+        let result = match call {
+            "deliver" => {
+                self.deliver(at);
+                return true;
+            }
+            "checkpoint" => self.link.checkpoint(&position(at)).await,
+            "prepare" => self.link.prepare(&position(at), "state".into()).await,
+            "commit" => self.link.commit(&position(at)).await,
+            "end" => {
+                // The end waits for acknowledgements.
+                let last = self.link.progress().watermark.last_delivered().cloned();
+                last.iter().for_each(|last| self.link.ack_through(last));
+                EndOfShard::new(self.link.clone(), Vec::new()).complete().await.map(drop)
+            }
+            other => panic!("no such call: {other}"),
+        };
+        match result {
+            Ok(()) => true,
+            Err(CheckpointError::OutOfRange { .. } | CheckpointError::LeaseLost(_)) => false,
+            Err(other) => panic!("{call} {at}: {other}"),
+        }
+    }
+}
+
+fn of_kind(kind: &str) -> Vec<Section<'static>> {
+    let all: Vec<_> = sections(CASES).into_iter().filter(|section| section.kind == kind).collect();
+    assert!(!all.is_empty(), "no sections of {kind}");
+    all
+}
+
+fn last_word(name: &str) -> &str {
+    name.rsplit(' ').next().expect("a word")
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_table_of_checkpoints_holds() {
+    for section in of_kind("run") {
+        let held = held(last_word(section.name)).await;
+        for Row { line, cells } in &section.rows {
+            let answer = if held.call(cells[1]).await { "ok" } else { "refused" };
+            let (checkpoint, prepared) = held.row();
+            let prepared_now = cells.get(4).copied().unwrap_or_default();
+            assert_eq!((answer, &*checkpoint, &*prepared), (cells[2], cells[3], prepared_now), "line {line}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_plan_of_checkpoints_ends_with_the_shard_whether_they_are_prepared_or_not() {
+    for section in of_kind("plan") {
+        for (Row { line, cells }, way) in section.rows.iter().flat_map(|row| (0..3).map(move |n| (row, n))) {
+            let held = held(last_word(section.name)).await;
+            let mut expected = last_word(section.name).to_owned();
+            for step in cells[1].split(' ') {
+                if step == "end" {
+                    assert!(held.call("end").await, "line {line}");
+                    expected = "SHARD_END".into();
+                } else if let Some(at) = step.strip_suffix('!') {
+                    held.deliver(at);
+                    let call = |call: &str| format!("{call} {at}");
+                    let calls = match way {
+                        0 => vec![call("checkpoint")],
+                        1 => vec![call("prepare"), call("commit")],
+                        _ => vec![call("prepare"), call("checkpoint")],
+                    };
+                    for call in calls {
+                        assert!(held.call(&call).await, "line {line}: {call}");
+                    }
+                    expected = at.to_owned();
+                } else {
+                    held.deliver(step);
+                }
+                assert_eq!(held.row(), (expected.clone(), String::new()), "line {line}, way {way}: {step}");
+            }
+        }
+    }
+}
