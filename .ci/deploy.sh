@@ -1,17 +1,27 @@
 #!/usr/bin/env bash
-# Checks what deploys the consumer: cloudformation/. Installs its tools (a Python venv) into target/deploy.
-# Arguments go to pytest.
+# Checks what deploys the consumer: cloudformation/, k8s/ and the service example, which it builds. Installs its
+# tools (a Python venv, and a package for node) into target/deploy. Nothing is skipped. Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-command -v python3 >/dev/null || { echo "deploy.sh needs python3 (version 3.10 or later with venv)" >&2; exit 1; }
+need() {
+  command -v "$1" >/dev/null || { echo "deploy.sh needs $1 ($2), which is not installed" >&2; exit 1; }
+}
+need python3 "version 3.10 or later with venv"
+need node "version 20 or later"
+need npm "it comes with node"
 
+keda=@kubernetes-models/keda@2.0.0
 # The tools count as there only if the marker of exactly these versions is: a broken install is repeated.
 tools=$PWD/target/deploy
-marker=$tools/.installed-$(sha256sum <tests/deploy/requirements.txt | cut -c1-16)
+marker=$tools/.installed-$( (cat tests/deploy/requirements.txt; echo "$keda") | sha256sum | cut -c1-16)
 if [ ! -e "$marker" ]; then
   rm -rf "$tools"
   python3 -m venv "$tools"
   "$tools/bin/pip" install --quiet --disable-pip-version-check --requirement tests/deploy/requirements.txt
+  npm install --prefix "$tools/node" --no-fund --no-audit --loglevel=error "$keda"
   touch "$marker"
 fi
-"$tools/bin/python" -m pytest -q -rs -p no:cacheprovider tests/deploy "$@"
+# A Kinesis that ends closed shards, for the doubling.
+[ -n "${KINESIS_CONSUMER_SERVERS:-}" ] || .ci/servers.sh
+cargo build --locked --example service
+PYTHONDONTWRITEBYTECODE=1 "$tools/bin/python" -m pytest -q -rs -p no:cacheprovider tests/deploy "$@"

@@ -1,0 +1,169 @@
+//! A consumer as one deploys it: settings from a file and the environment, SIGTERM, a liveness probe, logs.
+//! `k8s/` runs this binary; make it yours by putting your work into [`handle`].
+//!
+//! ```sh
+//! CONSUMER_APPLICATION=cart-worker CONSUMER_STREAM=cart-queue cargo run --example service
+//! ```
+//!
+//! | command | does |
+//! |---|---|
+//! | (none) | consumes until SIGTERM or Ctrl-C |
+//! | `config` | says what the settings are, as JSON, and what is wrong with them; reaches nothing |
+//! | `healthcheck` | the probe, without a shell: exit code 0 fresh, 1 stale, 2 missing, 3 wrong usage |
+//!
+//! Exit codes: 0 stopped in order, 1 could not go on, 2 the settings are wrong.
+
+mod kcl_names;
+mod settings;
+
+use std::{
+    env,
+    error::Error,
+    io::{self, Write},
+    process::ExitCode,
+    time::Duration,
+};
+
+use aws_config::{BehaviorVersion, SdkConfig};
+use kinesis_consumer::{Ordering, Record, Worker, health, shutdown_signal};
+use settings::{LogFormat, Settings};
+use tracing::{error, info};
+use tracing_subscriber::EnvFilter;
+
+const WRONG_SETTINGS: u8 = 2;
+
+/// Your work goes here. An error brings the same record again, after a delay.
+async fn handle(record: Record, print: bool) -> Result<(), io::Error> {
+    if print {
+        let line = serde_json::json!({
+            "shard": record.shard().as_str(),
+            "position": record.position().to_string(),
+            "key": record.partition_key(),
+            "data": String::from_utf8_lossy(record.data()),
+        });
+        writeln!(io::stdout().lock(), "{line}")?;
+    }
+    Ok(())
+}
+
+fn worker(settings: &Settings, aws: &SdkConfig) -> Result<Worker, kinesis_consumer::BuildError> {
+    let print = settings.service.print_records;
+    Worker::builder(&settings.service.application, &settings.service.stream)
+        .aws(aws)
+        .config(settings.worker.clone())
+        .each(Ordering::Shard, move |record| async move { Ok(handle(record, print).await?) })
+}
+
+// Waiting for AWS takes no core, and a node has many. Give it more if your work is on the CPU.
+#[tokio::main(worker_threads = 2)]
+async fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    match arguments.first().map(String::as_str) {
+        None => {}
+        Some("healthcheck") => return healthcheck(&arguments[1..]),
+        Some("config") => return show_settings(),
+        Some(other) => {
+            eprintln!("{other}: no such command; there are config and healthcheck");
+            return ExitCode::from(WRONG_SETTINGS);
+        }
+    }
+    match consume().await {
+        Ok(code) => code,
+        Err(cause) => {
+            error!(error = causes(&*cause), "the consumer ends");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn consume() -> Result<ExitCode, Box<dyn Error>> {
+    let settings = match settings::load(env::vars()) {
+        Ok(settings) => settings,
+        Err(problems) => return Ok(refused(&problems)),
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    match settings.service.log_format {
+        LogFormat::Text => log.with_ansi(false).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+    let aws = aws_config::load_defaults(BehaviorVersion::latest()).await;
+    let worker = match worker(&settings, &aws) {
+        Ok(worker) => worker,
+        Err(error) => return Ok(refused(&[error.to_string()])),
+    };
+    info!(
+        application = settings.service.application,
+        stream = settings.service.stream,
+        version = env!("CARGO_PKG_VERSION"),
+        "starting"
+    );
+    worker.run_until(shutdown_signal()).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `config`: for a look before a deploy. Standard output is what the consumer would run with.
+fn show_settings() -> ExitCode {
+    let settings = match settings::load(env::vars()) {
+        Ok(settings) => settings,
+        Err(problems) => return refused(&problems),
+    };
+    let nowhere = SdkConfig::builder().behavior_version(BehaviorVersion::latest()).build();
+    if let Err(error) = worker(&settings, &nowhere) {
+        return refused(&[error.to_string()]);
+    }
+    println!("{:#}", settings.to_json());
+    ExitCode::SUCCESS
+}
+
+fn refused(problems: &[String]) -> ExitCode {
+    for problem in problems {
+        eprintln!("{problem}");
+    }
+    ExitCode::from(WRONG_SETTINGS)
+}
+
+/// `healthcheck [--file FILE] [--max-age AGE]`; the file is by default that of the settings.
+fn healthcheck(arguments: &[String]) -> ExitCode {
+    let mut file = env::var("CONSUMER_HEALTH_FILE").ok();
+    let mut max_age = Duration::from_secs(30);
+    for pair in arguments.chunks(2) {
+        match pair {
+            [name, path] if name == "--file" => file = Some(path.clone()),
+            [name, age] if name == "--max-age" => match settings::duration(age) {
+                Ok(age) => max_age = age,
+                Err(error) => return unusable(&format!("--max-age {age}: {error}")),
+            },
+            _ => return unusable("usage: healthcheck [--file FILE] [--max-age AGE]"),
+        }
+    }
+    let Some(file) = file else { return unusable("no --file, and no CONSUMER_HEALTH_FILE") };
+    match health::check(&file, max_age) {
+        Ok(verdict) if verdict.is_fresh() => ExitCode::SUCCESS,
+        Ok(health::Verdict::Missing) => {
+            eprintln!("{file} is missing: the worker has not initialised, or has stopped");
+            ExitCode::from(2)
+        }
+        Ok(verdict) => {
+            eprintln!("{file}: {verdict:?}, allowed are {max_age:?}");
+            ExitCode::from(1)
+        }
+        Err(error) => unusable(&format!("{file}: {error}")),
+    }
+}
+
+fn unusable(why: &str) -> ExitCode {
+    eprintln!("{why}");
+    ExitCode::from(3)
+}
+
+/// The error and what caused it, in one line.
+fn causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text += &format!(": {cause}");
+        next = cause.source();
+    }
+    text
+}

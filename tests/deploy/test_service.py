@@ -1,0 +1,298 @@
+"""The service example: its settings, its probe, its image, and a stream's journey on a table made by the template."""
+
+import base64
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+from pathlib import Path
+
+import boto3
+import pytest
+import requests
+
+import templates
+from conftest import REGION, answers, eventually, free_port
+
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", templates.ROOT / "target"))
+SERVICE = TARGET / "debug" / "examples" / "service"
+SERVERS = Path(os.environ.get("KINESIS_CONSUMER_SERVERS", templates.ROOT / "target" / "servers"))
+REQUIRED = {"CONSUMER_APPLICATION": "cart-worker", "CONSUMER_STREAM": "cart-queue"}
+
+
+def config(*arguments, **variables):
+    """What `config` says: exit code, settings, and problems."""
+    done = subprocess.run([SERVICE, "config", *arguments], env=variables, capture_output=True, text=True, timeout=30)
+    return done.returncode, done.stdout and json.loads(done.stdout), done.stderr.splitlines()
+
+
+def test_a_variable_wins_over_the_file_and_the_file_over_the_default(tmp_path):
+    file = tmp_path / "consumer.toml"
+    file.write_text('application = "filed"\nstream = "s"\nfailover_time = "4s"\nmax_records = 500\n')
+    code, settings, _ = config(CONSUMER_CONFIG_FILE=str(file), CONSUMER_MAX_RECORDS="100", CONSUMER_APPLICATION="cart")
+    assert code == 0
+    assert (settings["application"], settings["stream"]) == ("cart", "s")
+    assert (settings["failover_time"], settings["max_records"], settings["checkpoint_interval"]) == ("4s", 100, "5s")
+
+
+def test_a_variable_has_the_type_of_its_setting():
+    code, settings, _ = config(**REQUIRED, CONSUMER_WORKER_ID="123", CONSUMER_SCAN_BUDGET="2.5",
+                               CONSUMER_PRINT_RECORDS="true", CONSUMER_LEASE_TABLE="must_exist",
+                               CONSUMER_INITIAL_POSITION='{"at_timestamp": "2026-11-22T08:30:00Z"}')
+    assert code == 0
+    assert (settings["worker_id"], settings["scan_budget"], settings["print_records"]) == ("123", 2.5, True)
+    assert settings["initial_position"] == {"at_timestamp": "2026-11-22T08:30:00Z"}
+
+
+def test_all_that_is_wrong_is_said_at_once(tmp_path):
+    file = tmp_path / "consumer.toml"
+    file.write_text('failover_tiem = "4s"\nidleTimeBetweenReadsInMillis = 1000\n')
+    code, _, problems = config(CONSUMER_CONFIG_FILE=str(file), CONSUMER_MAX_RECORDS="ten", CONSUMER_SHARDS="4")
+    assert code == 2
+    assert [problem.split(":")[0] for problem in problems] == [
+        "failover_tiem", "idleTimeBetweenReadsInMillis", "CONSUMER_MAX_RECORDS", "CONSUMER_SHARDS"]
+    assert "idle_time_between_reads" in problems[1]
+
+
+def test_what_is_required_and_what_cannot_work_is_said():
+    code, _, problems = config()
+    assert code == 2 and "CONSUMER_APPLICATION" in problems[0] and "CONSUMER_STREAM" in problems[1]
+    code, _, problems = config(**REQUIRED, CONSUMER_FAILOVER_TIME="10ms")
+    assert code == 2 and "failover_time: 10ms is too short" in problems[0]
+    code, _, problems = config(CONSUMER_CONFIG_FILE="/nowhere.toml")
+    assert code == 2 and "/nowhere.toml" in problems[0]
+
+
+def kcl_names():
+    source = (templates.ROOT / "examples" / "service" / "kcl_names.rs").read_text()
+    names = re.findall(r'^ {4}\(\s*"(\w+)",\s*(?:Setting\("(\w+)"\))?', source, re.M)
+    assert len(names) == int(re.search(r"NAMES: \[[^;]*; (\d+)\]", source)[1])
+    return names
+
+
+def test_every_name_of_the_kcl_is_refused_with_what_to_write_instead():
+    names = kcl_names()
+    _, settings, _ = config(**REQUIRED)
+    assert {ours for _, ours in names if ours} <= settings.keys()
+    as_variable = {name: "CONSUMER_" + re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).upper() for name, _ in names}
+    # Some are ours, too, once they are written as variables.
+    ours_too = {name: v for name, v in as_variable.items() if v.removeprefix("CONSUMER_").lower() in settings}
+    assert set(ours_too) == {"maxLeasesForWorker", "maxLeasesToStealAtOneTime", "maxRecords", "workerId"}
+    as_variable = {name: variable for name, variable in as_variable.items() if name not in ours_too}
+    code, _, problems = config(**{variable: "1" for variable in as_variable.values()})
+    assert code == 2
+    said = {problem.split(":")[0]: problem for problem in problems}
+    for name, ours in names:
+        if name in as_variable:
+            answer = said[as_variable[name]]
+            assert f"the Java KCL's {name}" in answer
+            assert f" is {ours} here" in answer if ours else "nothing corresponds" in answer
+
+
+def test_outputs_of_the_templates_are_named_as_the_settings():
+    _, settings, _ = config(**REQUIRED)
+    elsewhere = {"StreamArn", "LeaseTableArn", "RoleArn", "OperatorPolicyArn", "KedaPolicyArn", "DashboardUrl"}
+    for file in templates.FOLDER.glob("*.yaml"):
+        for name, output in templates.load(file.name)["Outputs"].items():
+            setting = re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+            if setting in settings:
+                assert output["Description"] == f"Environment variable: CONSUMER_{setting.upper()}"
+            else:
+                assert name in elsewhere, f"{file.name}: {name}"
+
+
+def test_the_image_is_built_from_what_is_there_and_runs_the_example():
+    dockerfile = (templates.ROOT / "k8s" / "Dockerfile").read_text()
+    ignored = (templates.ROOT / "k8s" / "Dockerfile.dockerignore").read_text().split()
+    for line in re.findall(r"^COPY (?!--from)(.+)$", dockerfile, re.M):
+        for source in line.split()[:-1]:
+            assert (templates.ROOT / source).exists(), source
+            assert f"!{source}" in ignored, f"{source} is kept out of the build"
+    entrypoints = re.findall(r"^ENTRYPOINT (.+)$", dockerfile, re.M)
+    assert entrypoints == ['["/app/service"]'] * 2, "exec form, the example's name"
+    assert re.search(r"cargo build .*--example service$", dockerfile, re.M)
+    assert len(re.findall(r"^USER (?!0)\d+:\d+$", dockerfile, re.M)) == 2, "a number, which runAsNonRoot can check"
+    assert re.findall(r"^FROM (\S+)", dockerfile, re.M)[-1] == "scratch", "the default has no shell"
+
+
+def test_the_files_of_the_image_suffice_to_run_the_service(tmp_path):
+    root = tmp_path / "rootfs"
+    subprocess.run([templates.ROOT / "k8s" / "rootfs.sh", SERVICE, root], check=True)
+    in_root = [shutil.which("chroot", path="/usr/sbin:/usr/bin"), root, "/app/service"]
+    if os.getuid() != 0:
+        in_root = [shutil.which("unshare"), "--map-root-user", *in_root]
+    done = subprocess.run([*in_root, "config"], env=REQUIRED, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["application"] == "cart-worker"
+    shipped = {str(file.relative_to(root)) for file in root.rglob("*") if file.is_file()}
+    assert "etc/ssl/certs/ca-certificates.crt" in shipped
+    assert not {file for file in shipped if file.startswith(("bin/", "sbin/", "usr/bin/"))}, "no shell"
+
+
+class Service:
+    """A running service; its records come on standard output."""
+
+    def __init__(self, folder, **variables):
+        self.health = folder / "health"
+        self.log = folder / "service.log"
+        self.records = []
+        base = {"AWS_REGION": REGION, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+                "CONSUMER_HEALTH_FILE": str(self.health), "CONSUMER_PRINT_RECORDS": "true",
+                "CONSUMER_INITIAL_POSITION": "trim_horizon", "CONSUMER_LEASE_TABLE": "must_exist",
+                "CONSUMER_FAILOVER_TIME": "4s", "CONSUMER_IDLE_TIME_BETWEEN_READS": "200ms",
+                "CONSUMER_LOG_FORMAT": "json"}
+        with open(self.log, "a") as log:
+            self.process = subprocess.Popen([SERVICE], env={**base, **variables}, stdout=subprocess.PIPE, stderr=log)
+        self.reader = threading.Thread(target=self.read, daemon=True)
+        self.reader.start()
+
+    def read(self):
+        for line in self.process.stdout:
+            self.records.append(json.loads(line))
+
+    def probe(self, max_age="30s"):
+        call = [SERVICE, "healthcheck", "--file", self.health, "--max-age", max_age]
+        return subprocess.run(call, capture_output=True, timeout=30).returncode
+
+    def stop(self):
+        """SIGTERM; returns the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(timeout=30)
+        self.reader.join(timeout=30)
+        return code
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def kinesis_local(tmp_path):
+    """The endpoint of a Kinesis that ends closed shards, which moto never does."""
+    home = SERVERS / "node" / "node_modules" / "kinesis-local"
+    assert home.exists(), f"{home} is missing; .ci/servers.sh installs it"
+    port = free_port()
+    steps = ["CREATE_STREAM", "UPDATE_SHARD_COUNT"]
+    env = {**os.environ, "KINESIS_MOCK_PLAIN_PORT": str(port), "KINESIS_MOCK_TLS_PORT": str(free_port()),
+           "LOG_LEVEL": "ERROR", **{f"{step}_DURATION": "1ms" for step in steps}}
+    with open(tmp_path / "kinesis-local.log", "w") as log:
+        server = subprocess.Popen([shutil.which("node"), "main.js"], cwd=home, env=env, stdout=log, stderr=log)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        eventually(lambda: answers(url))
+        yield url
+    finally:
+        server.kill()
+        server.wait()
+
+
+class Producer:
+    """Numbers records per key, each key's in order."""
+
+    def __init__(self, kinesis, stream):
+        self.kinesis, self.stream, self.next = kinesis, stream, 0
+
+    def put(self, rounds):
+        for _ in range(rounds):
+            records = [{"PartitionKey": f"cart-{key}", "Data": str(self.next).encode()} for key in range(40)]
+            answer = self.kinesis.put_records(StreamName=self.stream, Records=records)
+            assert answer["FailedRecordCount"] == 0
+            self.next += 1
+
+    def all_are_in(self, records):
+        """Whether every record was processed."""
+        return len({(r["key"], r["data"]) for r in list(records)}) == 40 * self.next
+
+
+def rows(aws, table):
+    return [
+        {name: next(iter(value.values())) for name, value in item.items()}
+        for item in aws.client("dynamodb").scan(TableName=table)["Items"]
+    ]
+
+
+def test_a_doubling_by_stack_update_loses_nothing(aws, kinesis_local, tmp_path):
+    """Templates and lease table on moto. The stream's records are on kinesis-local, since moto never ends a closed
+    shard and renumbers records: it is given the number of shards that the stack's stream turns out to have."""
+    parameters = dict(StreamName="cart-queue", ShardCount=4)
+    table = aws.deploy("lease-table.yaml", Application="cart-worker", Stream="cart-queue")
+    stream = aws.deploy("stream.yaml", **parameters)
+    variables = {f"CONSUMER_{name}": table[output] for name, output in [
+        ("APPLICATION", "Application"), ("LEASE_TABLE_NAME", "LeaseTableName")]}
+
+    def shards_of_the_stack():
+        described = aws.client("kinesis").describe_stream_summary(StreamName=stream["Stream"])
+        return described["StreamDescriptionSummary"]["OpenShardCount"]
+
+    kinesis = boto3.client("kinesis", endpoint_url=kinesis_local, region_name=REGION,
+                           aws_access_key_id="test", aws_secret_access_key="test")
+    kinesis.create_stream(StreamName=stream["Stream"], ShardCount=shards_of_the_stack())
+    active = lambda: kinesis.describe_stream_summary(StreamName=stream["Stream"])[
+        "StreamDescriptionSummary"]["StreamStatus"] == "ACTIVE"
+    eventually(active)
+    producer = Producer(kinesis, stream["Stream"])
+    producer.put(5)
+    with Service(tmp_path, **variables, CONSUMER_STREAM=stream["Stream"], AWS_ENDPOINT_URL=aws.url,
+                 AWS_ENDPOINT_URL_KINESIS=kinesis_local) as service:
+        eventually(lambda: producer.all_are_in(service.records))
+        assert service.probe() == 0
+
+        producer.put(5)
+        aws.deploy("stream.yaml", **{**parameters, "ShardCount": 8})
+        assert shards_of_the_stack() == 8
+        kinesis.update_shard_count(StreamName=stream["Stream"], TargetShardCount=8, ScalingType="UNIFORM_SCALING")
+        producer.put(5)
+        eventually(active)
+        producer.put(5)
+        eventually(lambda: producer.all_are_in(service.records))
+        assert len({record["shard"] for record in service.records}) == 12
+        eventually(lambda: len([r for r in rows(aws, "cart-worker") if r["checkpoint"] != "SHARD_END"]) == 8)
+        assert service.stop() == 0, service.log.read_text()
+        # It stopped on purpose, so the probe must not wait for a file that nobody touches.
+        assert service.probe() == 2
+
+    by_key = {}
+    for record in service.records:
+        by_key.setdefault(record["key"], []).append(int(record["data"]))
+    assert by_key == {f"cart-{key}": list(range(producer.next)) for key in range(40)}, "each once, in order"
+    assert [row["leaseKey"] for row in rows(aws, "cart-worker") if "leaseOwner" in row] == [], "all released"
+    assert len(aws.client("dynamodb").list_tables()["TableNames"]) == 1
+
+
+def test_a_missing_table_is_refused_and_none_is_made(aws, tmp_path):
+    aws.deploy("stream.yaml", StreamName="cart-queue", ShardCount=1)
+    with Service(tmp_path, **REQUIRED, AWS_ENDPOINT_URL=aws.url) as service:
+        assert service.process.wait(timeout=60) == 1
+    assert "lease table cart-worker does not exist" in service.log.read_text()
+    assert aws.client("dynamodb").list_tables()["TableNames"] == []
+
+
+def test_the_role_suffices_and_allows_nothing_else(aws, tmp_path):
+    """moto checks actions, not resources: the policy's are widened to all."""
+    aws.deploy("lease-table.yaml", Application="cart-worker", Stream="cart-queue")
+    aws.deploy("stream.yaml", StreamName="cart-queue", ShardCount=2)
+    kinesis = aws.client("kinesis")
+    producer = Producer(kinesis, "cart-queue")
+    producer.put(3)
+    resources, _ = templates.filled(templates.load("consumer-role.yaml"), Application="cart-worker")
+    policy = {"Version": "2012-10-17", "Statement": [
+        {"Effect": "Allow", "Action": sorted(templates.actions(resources["ConsumerPolicy"])), "Resource": "*"}]}
+    iam = aws.client("iam")
+    iam.create_user(UserName="consumer")
+    iam.put_user_policy(UserName="consumer", PolicyName="p", PolicyDocument=json.dumps(policy))
+    key = iam.create_access_key(UserName="consumer")["AccessKey"]
+    requests.post(f"{aws.url}/moto-api/reset-auth", data="0", timeout=10).raise_for_status()
+    credentials = {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
+    with Service(tmp_path, **REQUIRED, **credentials, AWS_ENDPOINT_URL=aws.url) as service:
+        eventually(lambda: producer.all_are_in(service.records))
+        assert service.stop() == 0, service.log.read_text()
+    consumer = boto3.client("dynamodb", endpoint_url=aws.url, region_name=REGION, aws_access_key_id=key["AccessKeyId"],
+                            aws_secret_access_key=key["SecretAccessKey"])
+    with pytest.raises(consumer.exceptions.ClientError, match="AccessDenied"):
+        consumer.delete_table(TableName="cart-worker")
