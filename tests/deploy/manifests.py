@@ -210,15 +210,14 @@ def probes(r, config):
 
 
 def shutdown(r, config):
-    """There is time to stop, and the leases go where the kind of workload wants them."""
+    """There is time to stop, and others get the leases at once."""
     grace = r.pod.get("terminationGracePeriodSeconds", 30)
     if grace < seconds(config["shutdown_timeout"]) + 10:
         yield f"grace: {grace} s is less than shutdown_timeout {config['shutdown_timeout']} and 10 s"
-    wanted = {"Deployment": "release", "StatefulSet": "keep"}[r.workload["kind"]]
-    if config["on_shutdown"] != wanted:
-        yield f"leases: a {r.workload['kind']} goes with on_shutdown {wanted}, not {config['on_shutdown']}"
-    if (config["worker_id"] == "from-the-pod") != (wanted == "keep"):
-        yield "leases: a worker keeps its leases by its name; fix worker_id with keep, and only with keep"
+    if config["on_shutdown"] != "release":
+        yield "leases: with on_shutdown keep each shard stands still for failover_time at every restart"
+    if (config["worker_id"] == "from-the-pod") != (r.workload["kind"] == "StatefulSet"):
+        yield "worker id: fixed for the lasting names of a StatefulSet, and only there"
     if config["lease_table"] != "must_exist":
         yield "lease table: a wrong name would make a new, empty table; set must_exist"
 

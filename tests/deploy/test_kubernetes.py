@@ -144,7 +144,8 @@ SEEDS = {
         "scale: HorizontalPodAutoscaler scales"),
     "replicas that fight the scaler": ("hpa", edit("spec['replicas'] = 2"), "scale: every apply would undo"),
     "a scaler of another stream": ("keda", setting("CONSUMER_STREAM", "other"), "scale: aws-kinesis-stream looks at"),
-    "leases kept by a deployment": ("base", setting("CONSUMER_ON_SHUTDOWN", "keep"), "leases: a Deployment goes with"),
+    "leases that wait for their worker": ("statefulset", setting("CONSUMER_ON_SHUTDOWN", "keep"), "leases: with on_shutdown keep"),
+    "two workers of one name": ("base", setting("CONSUMER_WORKER_ID", "from-the-pod"), "worker id: fixed"),
     "a misspelt setting": ("base", setting("CONSUMER_FAILOVER", "10s"), "settings: CONSUMER_FAILOVER"),
     "a setting of the Java KCL": (
         "base", setting("CONSUMER_FAILOVER_TIME_MILLIS", "10000"), "settings: CONSUMER_FAILOVER_TIME_MILLIS: the Java KCL"),
