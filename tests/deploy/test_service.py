@@ -1,6 +1,6 @@
 """The service example: its settings, its probe, its image, and a stream's journey on a table made by the template."""
 
-import base64
+import http.server
 import json
 import os
 import re
@@ -104,13 +104,22 @@ def test_outputs_of_the_templates_are_named_as_the_settings():
                 assert name in elsewhere, f"{file.name}: {name}"
 
 
-def test_the_image_is_built_from_what_is_there_and_runs_the_example():
+def test_the_image_is_built_from_what_is_there_and_runs_the_example(tmp_path):
     dockerfile = (templates.ROOT / "k8s" / "Dockerfile").read_text()
     ignored = (templates.ROOT / "k8s" / "Dockerfile.dockerignore").read_text().split()
     for line in re.findall(r"^COPY (?!--from)(.+)$", dockerfile, re.M):
-        for source in line.split()[:-1]:
-            assert (templates.ROOT / source).exists(), source
+        *sources, goal = line.split()
+        for source in sources:
             assert f"!{source}" in ignored, f"{source} is kept out of the build"
+            here, there = templates.ROOT / source, tmp_path / (source if goal == "./" else goal)
+            there.parent.mkdir(parents=True, exist_ok=True)
+            (shutil.copytree if here.is_dir() else shutil.copy)(here, there)
+    # cargo finds all that the manifest names.
+    call = ["cargo", "metadata", "--format-version", "1", "--no-deps", "--offline"]
+    metadata = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True)
+    assert metadata.returncode == 0, metadata.stderr
+    targets = {(kind, t["name"]) for t in json.loads(metadata.stdout)["packages"][0]["targets"] for kind in t["kind"]}
+    assert ("example", "service") in targets
     entrypoints = re.findall(r"^ENTRYPOINT (.+)$", dockerfile, re.M)
     assert entrypoints == ['["/app/service"]'] * 2, "exec form, the example's name"
     assert re.search(r"cargo build .*--example service$", dockerfile, re.M)
@@ -296,3 +305,77 @@ def test_the_role_suffices_and_allows_nothing_else(aws, tmp_path):
                             aws_secret_access_key=key["SecretAccessKey"])
     with pytest.raises(consumer.exceptions.ClientError, match="AccessDenied"):
         consumer.delete_table(TableName="cart-worker")
+
+
+@pytest.fixture
+def stocked(aws):
+    """A table and a stream by the templates, with records in it."""
+    aws.deploy("lease-table.yaml", Application="cart-worker", Stream="cart-queue")
+    aws.deploy("stream.yaml", StreamName="cart-queue", ShardCount=2)
+    producer = Producer(aws.client("kinesis"), "cart-queue")
+    producer.put(3)
+    return aws, producer
+
+
+# No keys of its own, and none from a file or from the machine.
+NO_KEYS = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADATA_DISABLED": "true", "HOME": "/nowhere"}
+
+
+@pytest.fixture
+def asked():
+    """A server that gives out credentials, and what it was asked: path, authorization and body."""
+    questions = []
+    keys = {"AccessKeyId": "FROMTHESERVER", "SecretAccessKey": "s", "Token": "t", "Expiration": "2099-01-01T00:00:00Z"}
+    sts = """<AssumeRoleWithWebIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">
+        <AssumeRoleWithWebIdentityResult><Credentials><AccessKeyId>FROMTHESERVER</AccessKeyId>
+        <SecretAccessKey>s</SecretAccessKey><SessionToken>t</SessionToken><Expiration>2099-01-01T00:00:00Z</Expiration>
+        </Credentials></AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>"""
+
+    class Keys(http.server.BaseHTTPRequestHandler):
+        def answer(self, text):
+            body = self.rfile.read(int(self.headers["Content-Length"] or 0)).decode()
+            questions.append((self.path, self.headers["Authorization"], body))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def do_GET(self):
+            self.answer(json.dumps(keys))
+
+        def do_POST(self):
+            self.answer(sts)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Keys)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", questions
+    server.shutdown()
+
+
+def test_credentials_come_from_the_pod_identity_agent(stocked, asked, tmp_path):
+    (aws, producer), (url, questions) = stocked, asked
+    token = tmp_path / "token"
+    token.write_text("token-of-the-account")
+    # What EKS sets in a pod; there the address is 169.254.170.23.
+    pod = {"AWS_CONTAINER_CREDENTIALS_FULL_URI": f"{url}/v1/credentials",
+           "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": str(token)}
+    with Service(tmp_path, **REQUIRED, **NO_KEYS, **pod, AWS_ENDPOINT_URL=aws.url) as service:
+        eventually(lambda: producer.all_are_in(service.records))
+        assert service.stop() == 0, service.log.read_text()
+    assert ("/v1/credentials", "token-of-the-account", "") in questions
+
+
+def test_credentials_come_from_the_role_of_the_service_account(stocked, asked, tmp_path):
+    """IRSA: STS changes the token of the service account for credentials of the role."""
+    (aws, producer), (url, questions) = stocked, asked
+    token = tmp_path / "token"
+    token.write_text("token-of-the-account")
+    pod = {"AWS_WEB_IDENTITY_TOKEN_FILE": str(token), "AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/cart-worker",
+           "AWS_ENDPOINT_URL_STS": url}
+    with Service(tmp_path, **REQUIRED, **NO_KEYS, **pod, AWS_ENDPOINT_URL=aws.url) as service:
+        eventually(lambda: producer.all_are_in(service.records))
+        assert service.stop() == 0, service.log.read_text()
+    _, _, body = questions[0]
+    assert "Action=AssumeRoleWithWebIdentity" in body and "WebIdentityToken=token-of-the-account" in body
