@@ -317,7 +317,10 @@ impl Coordinator {
         let now = clock::now();
         let usual = now + period.mul_f64(jitter);
         match self.view.next_expiry(&self.parts.me, config.failover_time, now) {
-            // Not sooner than a tenth of the period, however many leases are about to expire.
+            // However many leases are about to expire: not much sooner where a look has its price.
+            Some(expiry) if period > config.look_interval() => {
+                usual.min(expiry.max(now + period.mul_f64(0.85)))
+            }
             Some(expiry) => usual.min(expiry.max(now + period / 10)),
             None => usual,
         }

@@ -5,6 +5,8 @@
 //! counts as a renewal; an idle lease costs two writes in `failover_time`. KCL: `DynamoDBLeaseRenewer`,
 //! which renews three times in it and again for each checkpoint.
 
+use std::time::Duration;
+
 use rand::{Rng, RngExt};
 use tokio::select;
 use tracing::{debug, warn};
@@ -21,13 +23,14 @@ use crate::{
 pub(super) async fn keep(link: &ShardLink, config: &Config, rng: &mut impl Rng) -> LeaseLost {
     let mut faults = Faults::default();
     let mut backoff = Backoff::new(config.renew_after() / 50, config.renew_after() / 5);
-    // Leases that were claimed together drift apart.
-    let mut early = config.renew_after().mul_f64(rng.random_range(0.0..0.1));
+    // Leases that were claimed together are renewed apart, from the first time on.
+    let mut early = config.renew_after().mul_f64(rng.random_range(0.0..1.0));
     let mut not_before = clock::now();
     loop {
-        let now = clock::now();
-        let renewal = link.held.proven_at() + config.renew_after() - early;
-        let write = link.write_due(config.checkpoint_interval, now);
+        let write = link.write_due();
+        // What is to be written soon anyway renews: not a moment before it is due.
+        let early_now = if write.is_some() { Duration::ZERO } else { early };
+        let renewal = link.held.proven_at() + config.renew_after() - early_now;
         let stall = link.busy_since().map(|since| since + config.stall_timeout);
         let due = write.map_or(renewal, |write| write.min(renewal)).max(not_before);
         let wake = stall.map_or(due, |stall| stall.min(due));
@@ -56,7 +59,7 @@ pub(super) async fn keep(link: &ShardLink, config: &Config, rng: &mut impl Rng) 
                     debug!(shard = %link.shard, count, "lease writes succeed again");
                 }
                 backoff.reset();
-                early = config.renew_after().mul_f64(rng.random_range(0.0..0.1));
+                early = config.renew_after().mul_f64(rng.random_range(0.0..0.02));
                 not_before = clock::now();
             }
             Err(WriteError::Lost(why)) => return why,

@@ -59,8 +59,19 @@ pub(super) struct ShardLink {
     pub(super) opened: CancellationToken,
     /// Records handed to the user's code, repeats included.
     pub(super) records: AtomicU64,
+    terms: Terms,
+}
+
+/// How a lease is kept.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Terms {
     /// Whether a drain leaves the lease with this worker.
     pub(super) keep_on_drain: bool,
+    /// The time between two checkpoints.
+    pub(super) checkpoint_interval: Duration,
+    /// The time from the first checkpoint after a pause to the next one, no longer than the interval and
+    /// different for each lease: shards that become busy at one time are then written apart.
+    pub(super) first_interval: Duration,
 }
 
 #[derive(Debug)]
@@ -70,6 +81,8 @@ struct Progress {
     stored: Checkpoint,
     /// When a checkpoint was last written.
     written_at: Option<Instant>,
+    /// When the next one may be written.
+    write_after: Instant,
     /// Since when the user's code has been at work without any progress; none while it has no work or
     /// while it waits with our knowledge.
     busy_since: Option<Instant>,
@@ -82,12 +95,13 @@ impl ShardLink {
         row: &Lease,
         store: Arc<dyn LeaseStore>,
         health: HealthFile,
-        keep_on_drain: bool,
+        terms: Terms,
     ) -> Self {
         let progress = Progress {
             watermark: Watermark::new(row.checkpoint.position().cloned()),
             stored: row.checkpoint.clone(),
             written_at: None,
+            write_after: clock::now(),
             busy_since: None,
             finished: false,
         };
@@ -106,7 +120,7 @@ impl ShardLink {
             let_go: CancellationToken::new(),
             opened: CancellationToken::new(),
             records: AtomicU64::new(0),
-            keep_on_drain,
+            terms,
         }
     }
 
@@ -206,14 +220,16 @@ impl ShardLink {
     }
 
     /// When the next checkpoint is to be written; none if there is nothing to write.
-    pub(super) fn write_due(&self, interval: Duration, now: Instant) -> Option<Instant> {
+    pub(super) fn write_due(&self) -> Option<Instant> {
         self.unwritten()?;
-        Some(self.progress().written_at.map_or(now, |at| at + interval))
+        Some(self.progress().write_after)
     }
 
     fn written(&self, checkpoint: Checkpoint) {
-        let mut progress = self.progress();
-        progress.written_at = Some(clock::now());
+        let (mut progress, now, interval) = (self.progress(), clock::now(), self.terms.checkpoint_interval);
+        let paused = progress.written_at.is_none_or(|at| now >= at + interval * 2);
+        progress.write_after = now + if paused { self.terms.first_interval } else { interval };
+        progress.written_at = Some(now);
         progress.stored = progress.stored.clone().max(checkpoint);
     }
 
@@ -304,7 +320,7 @@ impl ShardLink {
 
     /// Whether the lease stays with this worker when it is given up now: only at the worker's own stop.
     pub(super) fn is_kept(&self) -> bool {
-        self.keep_on_drain && self.is_draining() && !self.held.is_asked()
+        self.terms.keep_on_drain && self.is_draining() && !self.held.is_asked()
     }
 
     /// Ends the holding as the worker's configuration says. A lease that was asked for is handed over.

@@ -17,8 +17,13 @@ use crate::{
     error::WorkerError,
     io::{LeaseError, LeaseStore},
     worker::{
-        consumer::Consumer, coordinator::CALLS_AT_ONCE, events::Event, held_lease::HeldLease, reader,
-        renewer::cause, shard_link::ShardLink,
+        consumer::Consumer,
+        coordinator::CALLS_AT_ONCE,
+        events::Event,
+        held_lease::HeldLease,
+        reader,
+        renewer::cause,
+        shard_link::{ShardLink, Terms},
     },
 };
 
@@ -71,21 +76,23 @@ impl Coordinator {
 
     /// Asks holders for their leases. A request that fails or comes too late is made again at the next look.
     pub(super) async fn ask(&mut self, requests: Vec<Claim>) {
+        let mut waiting = requests.into_iter();
         let mut under_way = JoinSet::new();
-        // The rest is asked for at the next look, which comes soon while leases move.
-        for request in requests.into_iter().take(CALLS_AT_ONCE) {
-            let seen = self.view.get(&request.key).cloned();
-            let Some((seen, ask)) = seen.and_then(|seen| Some((seen.clone(), seen.ask(&self.parts.me)?)))
-            else {
-                continue;
-            };
-            let store = self.parts.store.clone();
-            under_way.spawn(self.parts.gate.pass(async move {
-                let result = store.hand_off(&ask).await;
-                (seen, ask, result)
-            }));
-        }
-        while let Some(done) = under_way.join_next().await {
+        loop {
+            while under_way.len() < CALLS_AT_ONCE {
+                let Some(request) = waiting.next() else { break };
+                let seen = self.view.get(&request.key).cloned();
+                let Some((seen, ask)) = seen.and_then(|seen| Some((seen.clone(), seen.ask(&self.parts.me)?)))
+                else {
+                    continue;
+                };
+                let store = self.parts.store.clone();
+                under_way.spawn(self.parts.gate.pass(async move {
+                    let result = store.hand_off(&ask).await;
+                    (seen, ask, result)
+                }));
+            }
+            let Some(done) = under_way.join_next().await else { return };
             let (seen, ask, result) = done.expect("requests do not panic and are not aborted");
             match result {
                 Ok(()) => {
@@ -154,8 +161,13 @@ impl Coordinator {
             _ => None,
         };
         let start = reader::start_of(&row, self.view.pinned_start(), configured);
-        let keep = parts.config.on_shutdown == OnShutdown::Keep;
-        let link = ShardLink::new(held, &row, parts.store.clone(), parts.health.clone(), keep);
+        let checkpoint_interval = parts.config.checkpoint_interval;
+        let terms = Terms {
+            keep_on_drain: parts.config.on_shutdown == OnShutdown::Keep,
+            checkpoint_interval,
+            first_interval: checkpoint_interval.mul_f64(parts.rng.random_range(0.0..1.0)),
+        };
+        let link = ShardLink::new(held, &row, parts.store.clone(), parts.health.clone(), terms);
         let link = Arc::new(link);
         self.links.insert(claim.key.clone(), link.clone());
         let shard = link.shard.clone();

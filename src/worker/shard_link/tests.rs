@@ -25,7 +25,9 @@ async fn held(checkpoint: &str) -> Held {
     let store: Arc<dyn LeaseStore> = Arc::new(table.clone());
     let claimed = HeldLease::claim(&row, &WorkerId::from("me"), &store, FAILOVER).await;
     let (row, held) = claimed.expect("no error").expect("won");
-    let link = ShardLink::new(held, &row, store, HealthFile::new(None), false);
+    let interval = Duration::from_secs(5);
+    let terms = Terms { keep_on_drain: false, checkpoint_interval: interval, first_interval: interval };
+    let link = ShardLink::new(held, &row, store, HealthFile::new(None), terms);
     Held { table, link: Arc::new(link) }
 }
 

@@ -1,0 +1,116 @@
+//! Large fleets: how fast they become even, how many leases move for it, and what they spend at rest.
+//!
+//! Real workers on a paused clock; figures of larger ones are in `benches/README.md`.
+
+mod stage;
+
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+
+use stage::Stage;
+use tokio::time::{Instant, sleep};
+
+const SECOND: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(300);
+/// The default.
+const FAILOVER: Duration = Duration::from_secs(10);
+/// Two looks at a table of some hundred rows.
+const TWO_LOOKS: Duration = Duration::from_secs(4);
+
+#[tokio::test(start_paused = true)]
+async fn an_eleventh_worker_gets_its_share_of_1000_shards_within_two_looks_and_no_lease_moves_in_vain() {
+    let mut stage = Stage::new(1000);
+    stage.config.idle_time_between_reads = 10 * SECOND;
+    stage.start_all(0..10);
+    stage.until("an even spread", PATIENCE, Stage::is_even).await;
+    sleep(30 * SECOND).await;
+    let claims = stage.calls().claims.load(Relaxed);
+    stage.start("joiner");
+    let took = stage.until("an even spread", PATIENCE, Stage::is_even).await;
+    assert!(took < TWO_LOOKS, "{took:?}");
+    sleep(60 * SECOND).await;
+    // 1000 / 11: all have 90, ten have one more.
+    let moves = stage.calls().claims.load(Relaxed) - claims;
+    assert!((90..=91).contains(&moves), "{moves} moves");
+}
+
+#[tokio::test(start_paused = true)]
+async fn doubling_and_halving_the_shards_under_load_keeps_order_and_ends_even() {
+    let mut stage = Stage::new(64);
+    stage.start_all(0..16);
+    stage.until("an even spread", PATIENCE, Stage::is_even).await;
+    for count in [128, 256, 512, 256] {
+        for _ in 0..10 {
+            stage.put(1000);
+            sleep(SECOND / 5).await;
+        }
+        stage.stream.update_shard_count(count);
+        let all_claimed = |stage: &Stage| {
+            let loads = stage.loads();
+            loads.values().sum::<usize>() == count && !loads.contains_key("-")
+        };
+        stage.until("claims of the children", PATIENCE, all_claimed).await;
+        let took = stage.until("an even spread", PATIENCE, Stage::is_even).await;
+        assert!(took < TWO_LOOKS, "{count} shards: {took:?}");
+        for _ in 0..15 {
+            stage.put(1000);
+            sleep(SECOND).await;
+            assert!(stage.is_even(), "{count} shards: {:?}", stage.loads());
+        }
+    }
+    stage.until("the records", PATIENCE, Stage::all_processed).await;
+    let (repeats, disorder) = stage.repeats_and_disorder();
+    assert!(disorder.is_empty(), "{disorder:?}");
+    assert_eq!(repeats, 0);
+}
+
+/// The writes of one worker that holds 16 leases, for each of them a minute, and the most in a tenth of a
+/// second; `records` a second come in.
+async fn writes_of_16_leases(records: u64) -> (f64, u64) {
+    let mut stage = Stage::new(16);
+    stage.start_all(0..1);
+    stage.until("an even spread", PATIENCE, Stage::is_even).await;
+    let mut since = Instant::now();
+    for second in 0..360 {
+        if second == 60 {
+            since = Instant::now();
+        }
+        stage.put(records);
+        sleep(SECOND).await;
+    }
+    let (most, writes) = stage.writes_since(since);
+    (writes as f64 / 5.0 / 16.0, most)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_at_rest_costs_twelve_writes_a_minute_and_they_spread_over_time() {
+    let (a_minute, most) = writes_of_16_leases(0).await;
+    assert!(a_minute <= 12.5, "{a_minute} a lease a minute");
+    assert!(most <= 6, "{most} at once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_lease_costs_one_write_in_its_checkpoint_interval_and_they_spread_over_time() {
+    let (a_minute, most) = writes_of_16_leases(400).await;
+    assert!(a_minute <= 12.0, "{a_minute} a lease a minute");
+    assert!(most <= 6, "{most} at once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fleet_of_50_workers_on_500_shards_stays_as_it_is_and_heals_within_two_looks() {
+    let mut stage = Stage::new(500);
+    stage.config.idle_time_between_reads = 30 * SECOND;
+    stage.start_all(0..50);
+    stage.until("an even spread", PATIENCE, Stage::is_even).await;
+    sleep(30 * SECOND).await;
+    let (claims, units) = (stage.calls().claims.load(Relaxed), stage.calls().read_units());
+    sleep(100 * SECOND).await;
+    assert_eq!(stage.calls().claims.load(Relaxed), claims, "a settled fleet moved a lease");
+    let units = (stage.calls().read_units() - units) / 100.0 / 50.0;
+    assert!(units < 8.0, "{units} read units a second a worker");
+    stage.crash("w0042").await;
+    let took = stage.until("an even spread", PATIENCE, Stage::is_even).await;
+    assert!(took < FAILOVER + TWO_LOOKS, "{took:?} after a crash");
+    stage.stop("w0043").await;
+    let took = stage.until("an even spread", PATIENCE, Stage::is_even).await;
+    assert!(took < TWO_LOOKS, "{took:?} after a stop");
+}
