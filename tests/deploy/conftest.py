@@ -9,6 +9,7 @@ from pathlib import Path
 
 import boto3
 import pytest
+import requests
 
 import templates
 
@@ -79,16 +80,24 @@ class Aws:
         self.client("cloudformation").delete_stack(StackName=f"{name.removesuffix('.yaml')}-stack")
 
 
-@pytest.fixture
-def aws(tmp_path):
-    """A fresh moto."""
+@pytest.fixture(scope="session")
+def moto(tmp_path_factory):
+    """The endpoint of one moto for all tests."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    with open(tmp_path / "moto.log", "w") as log:
+    with open(tmp_path_factory.mktemp("moto") / "moto.log", "w") as log:
         server = subprocess.Popen([BIN / "moto_server", "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log)
     try:
         eventually(lambda: answers(url))
-        yield Aws(url)
+        yield url
     finally:
         server.kill()
         server.wait()
+
+
+@pytest.fixture
+def aws(moto):
+    """An empty AWS that lets everybody do everything."""
+    requests.post(f"{moto}/moto-api/reset-auth", data="1e9", timeout=30).raise_for_status()
+    requests.post(f"{moto}/moto-api/reset", timeout=30).raise_for_status()
+    return Aws(moto)
