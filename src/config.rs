@@ -90,11 +90,17 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     pub shutdown_timeout: Duration,
 
-    /// A file to touch at every sign of progress, for a liveness probe. Default: none.
-    ///
-    /// Probe it with [`health::check`](crate::health::check), or with `find` and an age of five times
-    /// `idle_time_between_reads`, at least a few seconds.
+    /// A file that is fresh as long as a restart would not help, for a liveness probe; why, stands beside it
+    /// in a file of this name with `.json` added. Default: none. See [`health`](crate::health).
     pub health_file: Option<PathBuf>,
+    /// How long a part of the worker may go without progress before a restart is said to help. Default 30 s,
+    /// or five times `idle_time_between_reads` if that is longer; at least 1 s.
+    ///
+    /// Only work counts: waits for records, for retries, for throttles and for AWS do not. If your code
+    /// may need longer for one record, let it call [`ShardContext::progress`](crate::ShardContext::progress),
+    /// or allow more.
+    #[serde(with = "humantime_serde")]
+    pub health_max_age: Option<Duration>,
 }
 
 impl Default for Config {
@@ -118,6 +124,7 @@ impl Default for Config {
             stall_timeout: Duration::from_secs(600),
             shutdown_timeout: Duration::from_secs(20),
             health_file: None,
+            health_max_age: None,
         }
     }
 }
@@ -190,6 +197,8 @@ impl Config {
         let tenth = Duration::from_millis(100);
         let why = at_least(self.checkpoint_interval, tenth);
         check(self.checkpoint_interval >= tenth, "checkpoint_interval", why);
+        let health = self.max_health_age();
+        check(health >= second, "health_max_age", at_least(health, second));
         let most = Duration::from_secs(365 * 24 * 3600);
         for (field, value) in [
             ("failover_time", self.failover_time),
@@ -198,6 +207,7 @@ impl Config {
             ("retry_delay_max", self.retry_delay_max),
             ("stall_timeout", self.stall_timeout),
             ("shutdown_timeout", self.shutdown_timeout),
+            ("health_max_age", self.health_max_age.unwrap_or_default()),
         ] {
             check(value <= most, field, format!("{value:?} is too long; at most a year"));
         }
@@ -214,6 +224,12 @@ impl Config {
     /// When a lease is due for renewal after its last write: early enough for a second try.
     pub(crate) fn renew_after(&self) -> Duration {
         self.failover_time / 2
+    }
+
+    /// How long a part of the worker may go without progress that it owes.
+    pub(crate) fn max_health_age(&self) -> Duration {
+        let default = || self.idle_time_between_reads.saturating_mul(5).max(Duration::from_secs(30));
+        self.health_max_age.unwrap_or_else(default)
     }
 
     /// How long one call to Kinesis may take. It keeps no lease waiting, and brings up to 10 MiB.
@@ -259,6 +275,7 @@ mod tests {
             retry_delay_min: Duration::ZERO,
             stall_timeout: Duration::ZERO,
             worker_id: Some(String::new()),
+            health_max_age: Some(Duration::from_millis(999)),
             ..Config::default()
         };
         let fields: Vec<_> = config.problems().into_iter().map(|problem| problem.field).collect();
@@ -272,6 +289,7 @@ mod tests {
             "memory_budget",
             "retry_delay_min",
             "stall_timeout",
+            "health_max_age",
             "worker_id",
         ];
         assert_eq!(fields, expected);

@@ -1,10 +1,29 @@
-//! Liveness by the age of a file: what a Kubernetes probe asks.
+//! Health for probes: liveness by the age of a file, the reason in another one beside it.
 //!
-//! A worker with [`Config::health_file`](crate::Config::health_file) touches the file when it has
-//! initialised, at each read of a shard (an empty one too), when it hands records to the processor,
-//! during retry waits, and at each look at the lease table while it holds no shard.
+//! A worker with [`Config::health_file`](crate::Config::health_file) sets the file's time of change to the
+//! moment of its slowest part's last progress, once a second. As long as all wait with reason (for records,
+//! for a retry, for a throttle, for AWS to come back, for a lease) that is now. So the file is fresh
+//! exactly while a restart would not help, and one stuck shard is not masked by the others.
+//!
+//! Beside it, at the same path with `.json` added, stands the [`Status`]: why, which shard, and whether
+//! the worker is ready.
+//!
+//! Two ways to ask, which agree:
+//!
+//! | where | probe |
+//! |---|---|
+//! | an image with `find`, GNU's or BusyBox's | `test -n "$(find /run -maxdepth 1 -name health -mmin -1)"` |
+//! | your own code | [`check`], or [`WorkerHandle::health`](crate::WorkerHandle::health) |
 
-use std::{fs, io, path::Path, time::Duration};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+pub use crate::core::health::{Health, Reason, State};
 
 /// What the health file says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +73,55 @@ pub fn check(path: impl AsRef<Path>, max_age: Duration) -> io::Result<Verdict> {
     Ok(if age <= max_age { Verdict::Fresh { age } } else { Verdict::Stale { age } })
 }
 
+/// The status file: how the worker was when it was last written, which is whenever that changes, and at
+/// least every ten seconds. As JSON it is one object, the fields of [`Health`] among the others:
+///
+/// ```json
+/// {"state":"stale","reason":"processor_stuck","shard":"shardId-000000000003","age_millis":31002,
+///  "ready":true,"leases":12,"worker":"pod-7-x1y2","pid":1,"max_age":"30s"}
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Status {
+    /// How the worker was.
+    #[serde(flatten)]
+    pub health: Health,
+    /// Its id.
+    pub worker: String,
+    /// Its process.
+    pub pid: u32,
+    /// Its `health_max_age`.
+    #[serde(with = "humantime_serde")]
+    pub max_age: Duration,
+}
+
+impl Status {
+    /// Reads the status beside the health file at `path`; none if there is none.
+    ///
+    /// # Errors
+    /// If it is there but cannot be read or understood.
+    pub fn read(path: impl AsRef<Path>) -> io::Result<Option<Self>> {
+        match fs::read(status_path(path.as_ref())) {
+            Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(crate) fn to_json(&self) -> Vec<u8> {
+        let mut text = serde_json::to_vec(self).expect("plain data with text keys");
+        text.push(b'\n');
+        text
+    }
+}
+
+/// Where the status of a health file stands.
+pub(crate) fn status_path(health_file: &Path) -> PathBuf {
+    let mut path = health_file.as_os_str().to_owned();
+    path.push(".json");
+    path.into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,5 +138,26 @@ mod tests {
         assert!(check(&path, max).expect("readable").is_fresh());
         fs::remove_file(&path).expect("removable");
         assert_eq!(check(&path, max).expect("readable"), Verdict::Missing);
+    }
+
+    #[test]
+    fn the_status_is_one_flat_object_and_is_read_back() {
+        let health = Health {
+            state: State::Stale,
+            reason: Reason::ProcessorStuck,
+            shard: Some("shardId-000000000003".into()),
+            age: Duration::from_millis(31_002),
+            ready: true,
+            leases: 12,
+        };
+        let max_age = Duration::from_secs(30);
+        let status = Status { health, worker: "pod-7".into(), pid: 1, max_age };
+        let text = String::from_utf8(status.to_json()).expect("text");
+        let expected = r#"{"state":"stale","reason":"processor_stuck","shard":"shardId-000000000003","#
+            .to_owned()
+            + r#""age_millis":31002,"ready":true,"leases":12,"worker":"pod-7","pid":1,"max_age":"30s"}"#
+            + "\n";
+        assert_eq!(text, expected);
+        assert_eq!(serde_json::from_str::<Status>(&text).expect("valid"), status);
     }
 }

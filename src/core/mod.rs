@@ -6,6 +6,7 @@ pub(crate) mod aggregation;
 pub(crate) mod audit;
 pub(crate) mod backoff;
 pub(crate) mod balance;
+pub(crate) mod health;
 pub(crate) mod lease;
 pub(crate) mod lease_view;
 pub(crate) mod pacing;

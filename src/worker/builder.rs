@@ -17,7 +17,8 @@ use crate::{
         coordinator::Parts,
         driver, events,
         freeze::Gate,
-        health::HealthFile,
+        health::Vitals,
+        health_file::HealthFile,
         processor::{ProcessorFactory, ShardStart},
         pulled,
     },
@@ -130,7 +131,8 @@ impl WorkerBuilder {
         let delivery: Delivery = Arc::new(move |shard| {
             // Each shard has delays of its own, the same in every run with the same seed.
             let seed = shard.id().as_str().bytes().fold(seed, |seed, b| seed.rotate_left(7) ^ u64::from(b));
-            Box::pin(driver::drive(factory.clone(), shard, config.clone(), seed))
+            let (factory, config) = (factory.clone(), config.clone());
+            Box::pin(async move { driver::drive(factory, shard, &config, seed).await })
         });
         self.assemble(delivery)
     }
@@ -182,10 +184,14 @@ impl WorkerBuilder {
             Some(id) => WorkerId::from(id.as_str()),
             None => default_worker_id(&mut rng),
         };
+        let max_age = self.config.max_health_age();
+        let health_file =
+            self.config.health_file.clone().map(|path| HealthFile { path, worker: me.to_string(), max_age });
         Ok(assemble(Parts {
             me,
             table,
-            health: HealthFile::new(self.config.health_file.clone()),
+            vitals: Vitals::new(max_age),
+            health_file,
             config: Arc::new(self.config),
             source,
             store,
@@ -280,6 +286,7 @@ mod tests {
             ("retry_delay_max", Config { retry_delay_max: endless, ..default() }),
             ("stall_timeout", Config { stall_timeout: endless, ..default() }),
             ("shutdown_timeout", Config { shutdown_timeout: endless, ..default() }),
+            ("health_max_age", Config { health_max_age: Some(endless), ..default() }),
         ] {
             assert_eq!(refused("app", "stream", config), [field]);
         }

@@ -20,6 +20,7 @@ use crate::{
     clock,
     config::Config,
     core::{
+        health::Doing,
         lease::Lease,
         shard::{Position, ShardId},
     },
@@ -131,6 +132,7 @@ impl Consumer {
                 }
             }
         }
+        link.set_reader(Doing::Idle);
         // Past the lease or the deadline; or the user's side let go, and has only to say how it ended.
         if self.user_lets_go().await {
             if user_end.is_none() {

@@ -26,6 +26,7 @@ use crate::{
         audit::HoleWatch,
         backoff::Backoff,
         balance::{self, Limits, Plan, Planner},
+        health::Phase,
         lease::{HandOff, Lease, LeaseKey, WorkerId},
         lease_view::LeaseView,
         shard::ShardId,
@@ -39,7 +40,8 @@ use crate::{
         events::{Event, Sender},
         faults::Faults,
         freeze::Gate,
-        health::HealthFile,
+        health::Vitals,
+        health_file::HealthFile,
         reader,
         renewer::cause,
         shard_link::ShardLink,
@@ -67,7 +69,8 @@ pub(super) struct Parts {
     pub(super) source: Arc<dyn RecordSource>,
     pub(super) store: Arc<dyn LeaseStore>,
     pub(super) delivery: Delivery,
-    pub(super) health: HealthFile,
+    pub(super) vitals: Vitals,
+    pub(super) health_file: Option<HealthFile>,
     pub(super) events: Sender,
     pub(super) ready: CancellationToken,
     pub(super) rng: StdRng,
@@ -107,6 +110,7 @@ impl Coordinator {
     /// Checks everything, then coordinates until `stop`, then drains. Dropping it stops hard.
     pub(super) async fn run(mut parts: Parts, stop: CancellationToken) -> Result<Report, WorkerError> {
         let (started, first_start) = (clock::now(), clock::wall());
+        parts.vitals.turn_until(started + startup::PATIENCE);
         let found = select! {
             biased;
             () = stop.cancelled() => return Ok(Report::default()),
@@ -123,7 +127,7 @@ impl Coordinator {
         };
         let mut view = LeaseView::default();
         view.observe(found.leases, clock::now());
-        parts.health.touch();
+        parts.vitals.turn();
         let retry = (parts.config.look_interval() / 2, parts.config.longest_look_interval());
         let mut coordinator = Self {
             identity: found.identity,
@@ -180,7 +184,7 @@ impl Coordinator {
                 () = stop.cancelled() => return Ok(()),
                 () = clock::sleep(pause) => {}
             }
-            self.parts.health.touch();
+            self.parts.vitals.turn();
             // A failed look proves nothing; the next one may.
             let Ok(leases) = self.parts.store.list().await else { continue };
             self.view.observe(leases, clock::now());
@@ -197,6 +201,7 @@ impl Coordinator {
         if stop.is_cancelled() {
             return Ok(());
         }
+        self.parts.vitals.phase(Phase::Opening);
         // The start-up checks were the first look.
         let mut next = self.act(stop).await?;
         // Kept from turn to turn: looks may come more often.
@@ -207,7 +212,9 @@ impl Coordinator {
             }
             if !self.parts.ready.is_cancelled() && self.links.values().all(|link| link.is_open_or_over()) {
                 self.parts.ready.cancel();
+                self.parts.vitals.phase(Phase::Running);
             }
+            self.parts.vitals.turn_until(next);
             let opening = self.links.values().find(|link| !link.is_open_or_over()).cloned();
             select! {
                 biased;
@@ -226,7 +233,10 @@ impl Coordinator {
                         next = clock::now();
                     }
                 }
-                () = clock::sleep_until(next) => next = self.look(stop).await?,
+                () = clock::sleep_until(next) => {
+                    self.parts.vitals.turn();
+                    next = self.look(stop).await?;
+                }
             }
         }
     }
@@ -235,6 +245,7 @@ impl Coordinator {
     async fn look(&mut self, stop: &CancellationToken) -> Result<Instant, WorkerError> {
         match self.parts.store.list().await {
             Ok(leases) => {
+                self.parts.vitals.table_answers(true);
                 if let Some(count) = self.faults.over() {
                     info!(count, "the lease table can be read again");
                 }
@@ -247,8 +258,7 @@ impl Coordinator {
                 if self.faults.failed() {
                     warn!(%error, cause = cause(&error), "the lease table cannot be read; trying again");
                 }
-                // The outage is not ours to cure: a restart would not help.
-                self.touch_if_idle();
+                self.parts.vitals.table_answers(false);
                 if matches!(error, LeaseError::NoTable { .. }) {
                     self.remake_table(stop).await;
                 }
@@ -258,7 +268,6 @@ impl Coordinator {
     }
 
     async fn act(&mut self, stop: &CancellationToken) -> Result<Instant, WorkerError> {
-        self.touch_if_idle();
         self.show_rows();
         self.look_for_namesake()?;
         self.repair(stop).await?;
@@ -292,12 +301,6 @@ impl Coordinator {
         let lost_race = self.claim(plan.claims).await?;
         self.clean_up().await;
         Ok(if lost_race { clock::now() + self.parts.config.look_interval() / 4 } else { self.next_look() })
-    }
-
-    fn touch_if_idle(&self) {
-        if self.links.is_empty() {
-            self.parts.health.touch();
-        }
     }
 
     /// The time between two looks that the read budget affords.
@@ -372,6 +375,7 @@ impl Coordinator {
     /// Takes note of the end of a shard's task. True if the worker is to stop.
     fn on_exit(&mut self, key: LeaseKey, exit: Result<Exit, JoinError>) -> bool {
         let link = self.links.remove(&key);
+        self.parts.vitals.let_go(&key);
         let exit = match exit {
             Ok(exit) => exit,
             Err(error) => {
@@ -444,6 +448,8 @@ impl Coordinator {
     /// Lets every shard finish what is in hand and release its lease; bounded by `shutdown_timeout`.
     async fn drain(&mut self) {
         let until = clock::now() + self.parts.config.shutdown_timeout;
+        self.parts.vitals.phase(Phase::Stopping);
+        self.parts.vitals.turn_until(until);
         for link in self.links.values() {
             link.ask_to_drain(until);
         }

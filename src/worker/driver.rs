@@ -22,11 +22,11 @@ use crate::{
 pub(super) async fn drive<F: ProcessorFactory>(
     factory: Arc<F>,
     shard: Shard,
-    config: Arc<Config>,
+    config: &Config,
     seed: u64,
 ) -> DriverEnd {
     let backoff = Backoff::new(config.retry_delay_min, config.retry_delay_max);
-    let retries = Retries { backoff, faults: Faults::default(), rng: StdRng::seed_from_u64(seed), config };
+    let retries = Retries { backoff, faults: Faults::default(), rng: StdRng::seed_from_u64(seed) };
     let mut driver = Driver { context: shard.context(), shard, retries };
     let processor = match driver.create(factory.as_ref()).await {
         Ok(processor) => processor,
@@ -46,7 +46,6 @@ struct Retries {
     backoff: Backoff,
     faults: Faults,
     rng: StdRng,
-    config: Arc<Config>,
 }
 
 /// What to do after a failure and its delay.
@@ -102,7 +101,10 @@ impl Driver {
         let link = self.shard.link().clone();
         let mut left = batch;
         loop {
-            let failure = match link.held.guard(processor.process(left.clone(), &self.context)).await {
+            link.set_in_call(true);
+            let processed = link.held.guard(processor.process(left.clone(), &self.context)).await;
+            link.set_in_call(false);
+            let failure = match processed {
                 Err(why) => return Some(DriverEnd::Lost(why)),
                 Ok(Ok(verdict)) => {
                     match verdict {
@@ -173,7 +175,7 @@ impl Driver {
                 if self.retries.faults.failed() {
                     warn!(%shard, %error, doing, ?delay, "failed; trying again");
                 }
-                match self.shard.pause(delay, self.retries.config.idle_time_between_reads).await {
+                match self.shard.pause(delay).await {
                     Ok(false) => After::Again,
                     Ok(true) => After::Stop,
                     Err(why) => After::End(DriverEnd::Lost(why)),

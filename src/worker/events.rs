@@ -3,7 +3,7 @@
 use tokio::sync::broadcast;
 
 use crate::{
-    core::{balance::Reason, shard::ShardId},
+    core::{balance::Reason, health::Health, shard::ShardId},
     error::LeaseLost,
 };
 
@@ -55,6 +55,9 @@ pub enum Event {
         /// The shards.
         shards: Vec<ShardId>,
     },
+    /// The worker has come to a point where a restart would help, or is over it: a part of it makes no
+    /// progress, or makes it again.
+    Health(Health),
     /// This listener was too slow and missed that many events.
     Missed(u64),
 }

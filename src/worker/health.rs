@@ -1,92 +1,149 @@
-//! The health file: touched at every sign of progress, by one task, a few times a second at most.
+//! The health of a worker: collects what its parts are doing, and tells when it changes.
 //!
-//! Writing may block on a sick disk, so it happens on a blocking thread; progress never waits for it.
+//! The rules are those of `core::health`. Parts only note what they do, which costs a lock; one task judges
+//! about once a second, and writes the files for probes.
 
-use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::{Duration, Instant},
+};
 
 use tokio::{select, sync::Notify};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{info, warn};
 
-use crate::{clock, worker::faults::Faults};
+use crate::{
+    clock,
+    core::{
+        health::{self, Doing, Health, Phase, WorkerSigns},
+        lease::LeaseKey,
+    },
+    worker::{
+        events::{Event, Sender},
+        health_file::HealthFile,
+        shard_link::ShardLink,
+    },
+};
 
-/// Touches more frequent than this are one.
-const SPACING: Duration = Duration::from_millis(200);
+/// What the coordinator may need for one turn, besides the waits that it declares: many calls, each with a
+/// time-out of its own.
+const TURN: Duration = Duration::from_secs(60);
 
-/// Says that there was progress. Cheap, never waits; does nothing without a configured file.
+/// What the parts of a worker are doing. Clones share it.
 #[derive(Clone, Debug)]
-pub(super) struct HealthFile {
-    path: Option<Arc<PathBuf>>,
-    progress: Arc<Notify>,
+pub(super) struct Vitals(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    max_age: Duration,
+    signs: Mutex<Signs>,
+    /// Rings when a probe should learn of it at once.
+    changed: Notify,
 }
 
-impl HealthFile {
-    pub(super) fn new(path: Option<PathBuf>) -> Self {
-        Self { path: path.map(Arc::new), progress: Arc::new(Notify::new()) }
+#[derive(Debug, Default)]
+struct Signs {
+    worker: WorkerSigns,
+    shards: BTreeMap<LeaseKey, Weak<ShardLink>>,
+}
+
+impl Vitals {
+    /// Those of a worker that is stale when a part of it has made no progress for `max_age`.
+    pub(super) fn new(max_age: Duration) -> Self {
+        Self(Arc::new(Inner { max_age, signs: Mutex::default(), changed: Notify::new() }))
     }
 
-    /// There was progress.
-    pub(super) fn touch(&self) {
-        if self.path.is_some() {
-            self.progress.notify_one();
+    fn signs(&self) -> MutexGuard<'_, Signs> {
+        // Plain data: a panic elsewhere leaves it whole.
+        self.0.signs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn phase(&self, phase: Phase) {
+        self.signs().worker.phase = phase;
+        self.0.changed.notify_one();
+    }
+
+    /// The coordinator is at work.
+    pub(super) fn turn(&self) {
+        self.turn_until(clock::now());
+    }
+
+    /// The coordinator waits until then, and then needs its time for a turn.
+    pub(super) fn turn_until(&self, until: Instant) {
+        self.signs().worker.coordinator = Doing::Waiting { until: until + TURN };
+    }
+
+    /// The worker has ended: nothing is owed any more.
+    pub(super) fn end(&self) {
+        let mut signs = self.signs();
+        signs.worker = WorkerSigns { phase: Phase::Stopping, ..WorkerSigns::default() };
+        signs.shards.clear();
+    }
+
+    /// Whether the last call to the lease table was answered.
+    pub(super) fn table_answers(&self, answers: bool) {
+        let failing = &mut self.signs().worker.table_failing;
+        match answers {
+            true => *failing = None,
+            false => {
+                failing.get_or_insert_with(clock::now);
+            }
         }
     }
 
-    /// Makes sure that the file can be written, without leaving a fresh one: an earlier run's file is removed.
-    pub(super) fn prepare(&self) -> io::Result<()> {
-        let Some(path) = &self.path else { return Ok(()) };
-        fs::OpenOptions::new().create(true).append(true).open(path.as_path())?;
-        fs::remove_file(path.as_path())
+    pub(super) fn hold(&self, key: LeaseKey, link: &Arc<ShardLink>) {
+        self.signs().shards.insert(key, Arc::downgrade(link));
     }
 
-    /// Writes until `stop`, then removes the file: a stopped worker has no health.
-    pub(super) async fn run(self, stop: CancellationToken) {
-        let Some(path) = self.path else { return };
-        let mut faults = Faults::default();
-        loop {
+    pub(super) fn let_go(&self, key: &LeaseKey) {
+        self.signs().shards.remove(key);
+    }
+
+    /// How the worker is now.
+    pub(super) fn assess(&self) -> Health {
+        let now = clock::now();
+        let signs = self.signs();
+        let shards = signs.shards.values().filter_map(Weak::upgrade).map(|link| link.signs());
+        health::assess(&signs.worker, shards, now, self.0.max_age)
+    }
+
+    /// Tells of every change, and keeps the files up to date, until `stop`; then removes them.
+    pub(super) async fn watch(self, file: Option<HealthFile>, events: Sender, stop: CancellationToken) {
+        let tenth = self.0.max_age / 10;
+        // Without a file only the log waits for it.
+        let period = if file.is_some() { tenth.min(Duration::from_secs(1)) } else { tenth * 3 };
+        let mut writer = file.map(HealthFile::writer);
+        let mut was_fresh = true;
+        while !stop.is_cancelled() {
+            let health = self.assess();
+            if health.is_fresh() != was_fresh {
+                was_fresh = health.is_fresh();
+                tell(&health);
+                events.send(Event::Health(health.clone()));
+            }
+            if let Some(writer) = &mut writer {
+                let starting = self.signs().worker.phase == Phase::Starting;
+                writer.write(&health, !starting).await;
+            }
             select! {
                 biased;
-                () = stop.cancelled() => break,
-                () = self.progress.notified() => {}
-            }
-            match blocking(touch, &path).await {
-                Ok(()) => {
-                    if let Some(count) = faults.over() {
-                        debug!(count, "the health file can be written again");
-                    }
-                }
-                Err(error) if faults.failed() => {
-                    warn!(path = %path.display(), %error, "health file not written");
-                }
-                Err(_) => {}
-            }
-            select! {
-                biased;
-                () = stop.cancelled() => break,
-                () = clock::sleep(SPACING) => {}
+                () = stop.cancelled() => {}
+                () = self.0.changed.notified() => {}
+                () = clock::sleep(period) => {}
             }
         }
-        if let Err(error) = blocking(fs::remove_file, &path).await {
-            debug!(%error, "health file not removed");
+        if let Some(writer) = writer {
+            writer.remove().await;
         }
     }
 }
 
-impl std::fmt::Display for HealthFile {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.path {
-            Some(path) => path.display().fmt(f),
-            None => f.write_str("none"),
-        }
+fn tell(health: &Health) {
+    let Health { reason, shard, age, .. } = health;
+    let shard = shard.as_ref().map(tracing::field::display);
+    match health.is_fresh() {
+        true => info!(%reason, "progress again"),
+        false => warn!(%reason, shard, ?age, "no progress; a restart would help"),
     }
-}
-
-fn touch(path: PathBuf) -> io::Result<()> {
-    let file = fs::OpenOptions::new().create(true).append(true).open(path)?;
-    file.set_modified(clock::date())
-}
-
-async fn blocking(work: fn(PathBuf) -> io::Result<()>, path: &Arc<PathBuf>) -> io::Result<()> {
-    let path = PathBuf::clone(path);
-    tokio::task::spawn_blocking(move || work(path)).await.map_err(io::Error::other)?
 }

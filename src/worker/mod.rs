@@ -11,6 +11,7 @@ mod events;
 mod faults;
 mod freeze;
 mod health;
+mod health_file;
 mod held_lease;
 mod processor;
 mod reader;
@@ -48,7 +49,10 @@ pub use self::{
     shard::{Shard as HeldShard, ShardEvent},
     signal::{SecondSignal, shutdown_signal},
 };
-use crate::{core::shard::ShardId, error::WorkerError};
+use crate::{
+    core::{health::Health, shard::ShardId},
+    error::WorkerError,
+};
 
 /// One member of the fleet that reads a stream. Made by [`Worker::builder`].
 #[must_use = "a worker does nothing until it is run"]
@@ -64,6 +68,7 @@ pub struct Worker {
 pub struct WorkerHandle {
     stop: CancellationToken,
     ready: CancellationToken,
+    vitals: health::Vitals,
     events: events::Source,
     phase: watch::Receiver<Phase>,
 }
@@ -115,14 +120,20 @@ impl Worker {
     /// # Errors
     /// [`WorkerError`] says what to change. Nothing is written before the checks at start have passed.
     pub async fn run(self) -> Result<Report, WorkerError> {
-        let health = self.parts.health.clone();
-        health.prepare().map_err(|source| WorkerError::HealthFile { path: health.to_string(), source })?;
-        let mut beside = JoinSet::new();
-        let health_stop = CancellationToken::new();
-        beside.spawn(health.run(health_stop.clone()));
+        if let Some(file) = &self.parts.health_file {
+            let path = file.path.display().to_string();
+            file.prepare().map_err(|source| WorkerError::HealthFile { path, source })?;
+        }
         let gate = self.parts.gate.clone();
+        let vitals = self.parts.vitals.clone();
+        let mut beside = JoinSet::new();
+        let ended = CancellationToken::new();
+        let watch =
+            vitals.clone().watch(self.parts.health_file.clone(), self.parts.events.clone(), ended.clone());
+        beside.spawn(gate.pass(watch));
         let result = gate.pass(coordinator::Coordinator::run(self.parts, self.handle.stop.clone())).await;
-        health_stop.cancel();
+        vitals.end();
+        ended.cancel();
         while beside.join_next().await.is_some() {}
         if let Ok(report) = &result {
             info!(
@@ -177,6 +188,11 @@ impl WorkerHandle {
         }
     }
 
+    /// How the worker is at this moment. Cheap; also without a `health_file`.
+    pub fn health(&self) -> Health {
+        self.vitals.assess()
+    }
+
     /// Asks the worker to stop, and waits until it has. [`Worker::run`] returns the report.
     pub async fn shutdown(&self) {
         self.stop.cancel();
@@ -213,14 +229,21 @@ impl futures_core::Stream for Assignments {
 }
 
 /// What is shared by the worker and its handles.
-fn handles(events: events::Source, ready: CancellationToken) -> (WorkerHandle, watch::Sender<Phase>) {
+fn handles(parts: &coordinator::Parts) -> (WorkerHandle, watch::Sender<Phase>) {
     let (sender, phase) = watch::channel(Phase::Running);
-    (WorkerHandle { stop: CancellationToken::new(), ready, events, phase }, sender)
+    let handle = WorkerHandle {
+        stop: CancellationToken::new(),
+        ready: parts.ready.clone(),
+        vitals: parts.vitals.clone(),
+        events: parts.events.downgrade(),
+        phase,
+    };
+    (handle, sender)
 }
 
 /// The parts of a worker, ready to run.
 fn assemble(parts: coordinator::Parts) -> Worker {
-    let (handle, phase) = handles(parts.events.downgrade(), parts.ready.clone());
+    let (handle, phase) = handles(&parts);
     Worker { parts, handle, phase }
 }
 

@@ -160,6 +160,14 @@ impl ShardContext {
         Ok(Prepared { link: self.link.clone(), at: at.clone() })
     }
 
+    /// Says that the work goes on: for what takes longer than `health_max_age` without an acknowledgement, in
+    /// which a probe would take it for stuck, or than `stall_timeout`, after which the lease is given up.
+    ///
+    /// Call it where something was achieved, not from a timer.
+    pub fn progress(&self) {
+        self.link.progressed();
+    }
+
     /// Resolves once the lease is lost: whatever is done after that, another worker does too.
     ///
     /// A [`RecordProcessor`] need not ask, its future is dropped; a loop over

@@ -22,6 +22,7 @@ use crate::{
     core::{
         aggregation,
         backoff::Backoff,
+        health::Doing,
         lease::{Checkpoint, Lease},
         pacing::{Limits, Pacing},
         record::{Batch, Record},
@@ -34,6 +35,10 @@ use crate::{
 
 /// A closed shard that is still listed has left the stream when it was refused that many times in a row.
 const REFUSALS: u32 = 3;
+/// A read may have to open its iterator first.
+const READ_CALLS: u32 = 2;
+/// A listing comes in pages, and rows may be looked at after it.
+const LISTING_CALLS: u32 = 6;
 /// Budget is counted in these, so that a semaphore can hold it.
 const BUDGET_UNIT: usize = 1024;
 
@@ -97,14 +102,21 @@ impl<R: Rng> Reader<R> {
         let mut limit = self.config.max_records;
         loop {
             // A place in the queue first: what is read is then sure to be taken.
+            self.link.set_reader(Doing::Idle);
             let Ok(slot) = self.fetched.clone().reserve_owned().await else { return };
             let permit = self.afford(expected_bytes).await;
-            clock::sleep_until(pacing.next_read(clock::now())).await;
+            let next_read = pacing.next_read(clock::now());
+            self.link.set_reader(Doing::Waiting { until: next_read });
+            clock::sleep_until(next_read).await;
             pacing.on_read(clock::now());
+            self.call(READ_CALLS);
             let page = match self.read(&place, &mut iterator, limit).await {
                 Ok(page) => page,
                 Err(error) => {
                     let now = clock::now();
+                    if !matches!(error, SourceError::Throttled { .. } | SourceError::ExpiredIterator) {
+                        self.link.read_succeeds(false);
+                    }
                     match error {
                         SourceError::ExpiredIterator => {
                             debug!(shard = %self.link.shard, "iterator expired; opening another");
@@ -124,13 +136,13 @@ impl<R: Rng> Reader<R> {
                                 what was not read of it is gone");
                             let children = self.find_children().await;
                             self.await_other_parents(&children).await;
+                            self.link.set_reader(Doing::Idle);
                             slot.send(Fetched::End(children));
                             return;
                         }
                         SourceError::Throttled { .. } => {
                             debug!(shard = %self.link.shard, "reads are throttled");
                             pacing.on_throttle(now, &mut self.rng);
-                            self.link.health.touch();
                         }
                         error => {
                             if faults.failed() {
@@ -151,7 +163,7 @@ impl<R: Rng> Reader<R> {
             // Slowly: on a slow link most reads then stay below what timed out.
             limit = self.config.max_records.min(limit + limit / 4 + 1);
             self.link.opened.cancel();
-            self.link.health.touch();
+            self.link.read_succeeds(true);
             let bytes =
                 page.records.iter().map(|record| record.data().len() + record.partition_key().len()).sum();
             // An empty page is no sign of the tip: gaps in a shard are read page by page.
@@ -170,6 +182,7 @@ impl<R: Rng> Reader<R> {
                 // Kept, it would leave no place in the queue for the end of the shard.
                 drop(slot);
             } else {
+                self.link.set_reader(Doing::Idle);
                 slot.send(Fetched::Batch(Batch::new(records, behind), settle(permit, bytes, &self.memory)));
             }
             if ended {
@@ -178,6 +191,7 @@ impl<R: Rng> Reader<R> {
                 let named = known && !children.is_empty();
                 let children = if named { children } else { self.find_children().await };
                 self.await_other_parents(&children).await;
+                self.link.set_reader(Doing::Idle);
                 // Fails only when the user's side has let go, and then nobody asks.
                 let _ = self.fetched.send(Fetched::End(children)).await;
                 return;
@@ -198,6 +212,12 @@ impl<R: Rng> Reader<R> {
             *through = Some(last.position().clone());
         }
         expanded.records
+    }
+
+    /// Says that so many calls follow, each within its time-out.
+    fn call(&self, calls: u32) {
+        let until = clock::now() + self.config.read_timeout() * calls;
+        self.link.set_reader(Doing::Waiting { until });
     }
 
     async fn read(
@@ -248,6 +268,7 @@ impl<R: Rng> Reader<R> {
     async fn await_other_parents(&mut self, children: &[ChildShard]) {
         let mut backoff = Backoff::new(Duration::from_millis(200), self.config.look_interval());
         loop {
+            self.call(LISTING_CALLS);
             match self.parents_to_come(children).await {
                 Ok(parents) if parents.is_empty() => return,
                 Ok(parents) => {
@@ -255,8 +276,9 @@ impl<R: Rng> Reader<R> {
                 }
                 Err(error) => debug!(shard = %self.link.shard, %error, "parents not checked; trying again"),
             }
-            self.link.health.touch();
-            clock::sleep(backoff.next(&mut self.rng)).await;
+            let delay = backoff.next(&mut self.rng);
+            self.link.set_reader(Doing::Waiting { until: clock::now() + delay });
+            clock::sleep(delay).await;
         }
     }
 
@@ -292,6 +314,7 @@ impl<R: Rng> Reader<R> {
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
         let mut faults = Faults::default();
         loop {
+            self.call(LISTING_CALLS);
             match self.source.list_shards(ShardFilter::All).await {
                 Ok(listed) => return listed,
                 Err(error) if faults.failed() => {

@@ -99,9 +99,6 @@ impl Shard {
         self.link.set_busy(self.link.unfinished() > 0);
         let event = self.wait().await;
         self.link.set_hungry(false);
-        if let ShardEvent::Batch(_) = &event {
-            self.link.health.touch();
-        }
         event
     }
 
@@ -143,25 +140,19 @@ impl Shard {
         }
     }
 
-    /// Waits that long with the lease kept, the health file fresh, and no stall reported: a declared wait.
-    /// Ends early when a drain is asked for (true) and with the lease.
-    pub(super) async fn pause(&self, delay: Duration, tick: Duration) -> Result<bool, LeaseLost> {
-        self.link.set_busy(false);
+    /// Waits that long with the lease kept, and nothing reported as stuck: a declared wait. Ends early when a
+    /// drain is asked for (true) and with the lease.
+    pub(super) async fn pause(&self, delay: Duration) -> Result<bool, LeaseLost> {
         let until = clock::now() + delay;
-        loop {
-            self.link.health.touch();
-            let step = until.min(clock::now() + tick);
-            select! {
-                biased;
-                why = self.link.held.lost() => return Err(why),
-                _ = self.link.draining(), if !self.drain_given => return Ok(true),
-                () = clock::sleep_until(step) => {}
-            }
-            if clock::now() >= until {
-                self.link.set_busy(true);
-                return Ok(false);
-            }
+        self.link.pause_until(until);
+        select! {
+            biased;
+            why = self.link.held.lost() => return Err(why),
+            _ = self.link.draining(), if !self.drain_given => return Ok(true),
+            () = clock::sleep_until(until) => {}
         }
+        self.link.set_busy(true);
+        Ok(false)
     }
 }
 

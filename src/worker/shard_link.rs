@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     clock,
     core::{
+        health::{Doing, ShardSigns},
         lease::{Checkpoint, CheckpointGoesBack, Lease, LeaseWrite, Tenure},
         record::Batch,
         shard::{Position, ShardId},
@@ -25,10 +26,7 @@ use crate::{
     },
     error::{CheckpointError, LeaseLost},
     io::LeaseStore,
-    worker::{
-        health::HealthFile,
-        held_lease::{HeldLease, WriteError},
-    },
+    worker::held_lease::{HeldLease, WriteError},
 };
 
 /// How long a write that the user waits for is tried before the user is told.
@@ -40,7 +38,6 @@ pub(super) struct ShardLink {
     pub(super) shard: ShardId,
     pub(super) held: HeldLease,
     pub(super) store: Arc<dyn LeaseStore>,
-    pub(super) health: HealthFile,
     progress: Mutex<Progress>,
     /// Rings for the renewer when the watermark moved or work began or ended.
     pub(super) changed: Notify,
@@ -86,30 +83,34 @@ struct Progress {
     /// Since when the user's code has been at work without any progress; none while it has no work or
     /// while it waits with our knowledge.
     busy_since: Option<Instant>,
+    /// Whether a call of the user's code is under way: it is at work even with everything acknowledged.
+    in_call: bool,
+    /// Until when the user's code waits after a failure.
+    paused_until: Option<Instant>,
+    reader: Doing,
+    /// Since when every read has failed.
+    reads_failing: Option<Instant>,
     finished: bool,
 }
 
 impl ShardLink {
-    pub(super) fn new(
-        held: HeldLease,
-        row: &Lease,
-        store: Arc<dyn LeaseStore>,
-        health: HealthFile,
-        terms: Terms,
-    ) -> Self {
+    pub(super) fn new(held: HeldLease, row: &Lease, store: Arc<dyn LeaseStore>, terms: Terms) -> Self {
         let progress = Progress {
             watermark: Watermark::new(row.checkpoint.position().cloned()),
             stored: row.checkpoint.clone(),
             written_at: None,
             write_after: clock::now(),
             busy_since: None,
+            in_call: false,
+            paused_until: None,
+            reader: Doing::Idle,
+            reads_failing: None,
             finished: false,
         };
         Self {
             shard: row.key.shard(),
             held,
             store,
-            health,
             progress: Mutex::new(progress),
             changed: Notify::new(),
             settled: Notify::new(),
@@ -150,8 +151,70 @@ impl ShardLink {
 
     /// The user's code begins or goes on to work, or has nothing to do, or waits with our knowledge.
     pub(super) fn set_busy(&self, busy: bool) {
-        self.progress().busy_since = busy.then(clock::now);
+        let mut progress = self.progress();
+        progress.busy_since = busy.then(clock::now);
+        progress.paused_until = None;
+        drop(progress);
         self.changed.notify_one();
+    }
+
+    /// The user's code waits with our knowledge, after a failure.
+    pub(super) fn pause_until(&self, until: Instant) {
+        let mut progress = self.progress();
+        progress.busy_since = None;
+        progress.paused_until = Some(until);
+        drop(progress);
+        self.changed.notify_one();
+    }
+
+    /// A call of the user's code begins or ends.
+    pub(super) fn set_in_call(&self, in_call: bool) {
+        self.progress().in_call = in_call;
+    }
+
+    /// The user's code says that it goes on. Means nothing while it has no work.
+    pub(super) fn progressed(&self) {
+        let mut progress = self.progress();
+        progress.busy_since = progress.busy_since.map(|_| clock::now());
+        drop(progress);
+        self.changed.notify_one();
+    }
+
+    /// What the reader is doing.
+    pub(super) fn set_reader(&self, doing: Doing) {
+        self.progress().reader = doing;
+    }
+
+    /// Whether the last read succeeded.
+    pub(super) fn read_succeeds(&self, succeeds: bool) {
+        let failing = &mut self.progress().reads_failing;
+        match succeeds {
+            true => *failing = None,
+            false => {
+                failing.get_or_insert_with(clock::now);
+            }
+        }
+    }
+
+    /// What there is to judge the health of the shard by.
+    pub(super) fn signs(&self) -> ShardSigns {
+        let progress = self.progress();
+        let work = match (progress.paused_until, progress.busy_since) {
+            (Some(until), _) => Doing::Waiting { until },
+            // Until its deadline a drain may take its time.
+            (None, Some(since)) => match self.drain_until.get() {
+                Some(until) => Doing::Waiting { until: since.max(*until) },
+                None => Doing::Working { since },
+            },
+            (None, None) => Doing::Idle,
+        };
+        ShardSigns {
+            shard: self.shard.clone(),
+            reader: progress.reader,
+            work,
+            retrying: progress.paused_until.is_some(),
+            reads_failing: progress.reads_failing,
+        }
     }
 
     pub(super) fn busy_since(&self) -> Option<Instant> {
@@ -175,10 +238,9 @@ impl ShardLink {
         with(&mut progress.watermark);
         let idle = progress.watermark.is_idle();
         if progress.busy_since.is_some() {
-            progress.busy_since = (!idle).then(clock::now);
+            progress.busy_since = (!idle || progress.in_call).then(clock::now);
         }
         drop(progress);
-        self.health.touch();
         self.changed.notify_one();
         if idle {
             self.settled.notify_waiters();

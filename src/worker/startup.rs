@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// How long AWS may be out of reach at start before the worker gives up and says so.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the checks found.
 pub(super) struct Found {

@@ -1,151 +1,278 @@
-//! The health file. Its age is that of the file system, so these tests run in real time.
+//! Health: fresh exactly while a restart would not help.
 
-use std::{
-    path::PathBuf,
-    sync::atomic::{AtomicU32, Ordering::Relaxed},
-    time::Duration,
-};
+use std::time::Duration;
 
 use kinesis_consumer::{
-    Batch, Config, Failure, ShardContext, Verdict,
-    health::{self, Verdict as Health},
+    Batch, Config, Event, Failure, LeaseLost, ShardContext, Verdict,
+    health::{Health, Reason},
+    io::faulty::{Fault, Op},
 };
+use tokio::time::{Instant, sleep};
 
-use crate::world::{World, config, run};
+use crate::world::{Running, SECOND, World, config, event, payloads, run, until};
 
-/// A path of its own for each test, removed in the end.
-struct File(PathBuf);
+/// The default age up to which a part may go without progress.
+const MAX_AGE: Duration = Duration::from_secs(30);
 
-impl File {
-    fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let n = COUNT.fetch_add(1, Relaxed);
-        Self(std::env::temp_dir().join(format!("kinesis-consumer-{}-{n}", std::process::id())))
+/// Looks at the worker's health every second for that long.
+async fn always(worker: &Running, time: Duration, holds: impl Fn(&Health) -> bool) {
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        let health = worker.handle.health();
+        assert!(holds(&health), "{health:?}");
+        sleep(SECOND).await;
     }
+}
 
-    fn check(&self, max_age: Duration) -> Health {
-        health::check(&self.0, max_age).expect("readable")
-    }
+/// Waits until the worker is stale; says since when it was so, at the latest, and how.
+async fn stale(worker: &Running) -> (Instant, Health) {
+    until("stale", || !worker.handle.health().is_fresh()).await;
+    (Instant::now(), worker.handle.health())
+}
 
-    fn config(&self) -> Config {
-        Config {
-            health_file: Some(self.0.clone()),
-            idle_time_between_reads: Duration::from_millis(200),
-            ..config()
-        }
-    }
-
-    /// Makes it as old as can be.
-    fn age(&self) {
-        let file = std::fs::File::options().write(true).open(&self.0).expect("there");
-        file.set_modified(std::time::SystemTime::UNIX_EPOCH).expect("set");
-    }
-
-    async fn becomes(&self, wanted: impl Fn(Health) -> bool) {
-        let wait = async {
-            while !wanted(self.check(Duration::from_secs(1))) {
-                tokio::time::sleep(Duration::from_millis(10)).await;
+#[tokio::test(start_paused = true)]
+async fn one_stuck_shard_among_many_is_found_out_within_the_allowed_age() {
+    let world = World::shards(8);
+    let stuck = world.shard(3);
+    let handler = {
+        let stuck = stuck.clone();
+        move |batch: Batch, _| {
+            let is_stuck = *batch.shard() == stuck && payloads(&batch).contains(&"stuck".to_owned());
+            async move {
+                if is_stuck {
+                    std::future::pending::<()>().await;
+                }
+                Ok(Verdict::Done)
             }
-        };
-        tokio::time::timeout(Duration::from_secs(20), wait).await.expect("in time");
+        }
+    };
+    let worker = run(world.worker("a").build(world.probe_with(handler)).expect("valid"));
+    assert!(worker.handle.ready().await);
+    let mut events = worker.handle.events();
+    let siblings = async {
+        for n in 0.. {
+            for shard in 0..8 {
+                world.put(shard, [n]);
+            }
+            sleep(SECOND).await;
+        }
+    };
+    let check = async {
+        always(&worker, 60 * SECOND, |health| health.is_fresh() && health.reason == Reason::Working).await;
+        world.put(3, ["stuck"]);
+        until("stuck", || world.trace.batches(3).iter().any(|batch| batch.contains("stuck"))).await;
+        let since = Instant::now();
+        always(&worker, MAX_AGE - SECOND, Health::is_fresh).await;
+        let (at, health) = stale(&worker).await;
+        assert!(at <= since + MAX_AGE + SECOND, "{:?}", at - since);
+        assert_eq!((health.reason, health.shard), (Reason::ProcessorStuck, Some(stuck.clone())));
+        assert!(health.age > MAX_AGE);
+        assert_eq!(health.leases, 8);
+        let told = |event| if let Event::Health(health) = event { Some(health) } else { None };
+        let told = event(&mut events, told).await;
+        assert_eq!((told.reason, told.shard), (Reason::ProcessorStuck, Some(stuck.clone())));
+    };
+    tokio::select! {
+        () = siblings => {}
+        () = check => {}
     }
+    worker.crash().await;
 }
 
-impl Drop for File {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
+#[tokio::test(start_paused = true)]
+async fn a_spare_worker_is_fresh_and_ready() {
+    let world = World::shards(1);
+    let first = run(world.worker("a").build(world.probe()).expect("valid"));
+    assert!(first.handle.ready().await);
+    let spare = run(world.worker("b").build(world.probe()).expect("valid"));
+    assert!(spare.handle.ready().await);
+    always(&spare, 600 * SECOND, |health| {
+        health.is_fresh() && health.ready && health.reason == Reason::NoLeases && health.leases == 0
+    })
+    .await;
+    first.stop().await;
+    spare.stop().await;
 }
 
-#[tokio::test]
-async fn the_file_is_fresh_while_an_empty_shard_is_read_and_gone_after_the_stop() {
-    let (world, file) = (World::shards(1), File::new());
-    assert_eq!(file.check(Duration::from_secs(1)), Health::Missing);
-    let worker = run(world.worker_with("a", file.config()).build(world.probe()).expect("valid"));
-    file.becomes(Health::is_fresh).await;
-    let first = std::fs::metadata(&file.0).expect("there").modified().expect("a time");
-    file.becomes(|_| std::fs::metadata(&file.0).is_ok_and(|data| data.modified().expect("a time") > first))
-        .await;
+#[tokio::test(start_paused = true)]
+async fn a_retry_of_a_minute_is_no_reason_to_restart() {
+    let world = World::shards(2);
+    world.put(0, [1]);
+    let config = Config {
+        retry_delay_min: 60 * SECOND,
+        retry_delay_max: 60 * SECOND,
+        health_max_age: Some(5 * SECOND),
+        ..config()
+    };
+    let failing = world.probe_with(|_, _| async { Err(Failure::retry("for ever")) });
+    let worker = run(world.worker_with("a", config).build(failing).expect("valid"));
+    world.trace.wait_for(0, "batch 1").await;
+    let shard = world.shard(0);
+    always(&worker, 600 * SECOND, |health| {
+        health.is_fresh() && health.reason == Reason::Retrying && health.shard.as_ref() == Some(&shard)
+    })
+    .await;
+    assert!(world.trace.batches(0).len() > 5);
     worker.stop().await;
-    assert_eq!(file.check(Duration::from_secs(1)), Health::Missing);
 }
 
-#[tokio::test]
-async fn a_worker_that_fails_and_retries_or_has_no_shard_is_alive() {
+#[tokio::test(start_paused = true)]
+async fn throttled_reads_are_no_reason_to_restart() {
+    let world = World::shards(2);
+    let worker = run(world.worker("a").build(world.probe()).expect("valid"));
+    assert!(worker.handle.ready().await);
+    world.faults.chance(Op::ReadRecords, 1.0, Fault::Throttled);
+    always(&worker, 600 * SECOND, |health| health.is_fresh() && health.ready).await;
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn five_minutes_without_aws_make_unready_and_no_reason_to_restart() {
+    let world = World::shards(4);
+    let worker = run(world.worker("a").build(world.probe()).expect("valid"));
+    assert!(worker.handle.ready().await);
+    world.faults.cut();
+    let since = Instant::now();
+    always(&worker, 300 * SECOND, |health| {
+        let is_long = since.elapsed() > MAX_AGE + 10 * SECOND;
+        health.is_fresh() && !(is_long && (health.ready || health.reason != Reason::LeaseTableUnavailable))
+    })
+    .await;
+    world.faults.heal();
+    until("ready again", || worker.handle.health().ready).await;
+    until("all leases again", || worker.handle.health().leases == 4).await;
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_cannot_be_read_is_told_and_no_reason_to_restart() {
+    let world = World::shards(1);
+    let worker = run(world.worker("a").build(world.probe()).expect("valid"));
+    assert!(worker.handle.ready().await);
+    world.faults.chance(Op::ReadRecords, 1.0, Fault::Unavailable);
+    until("told", || worker.handle.health().reason == Reason::ReadsFailing).await;
+    always(&worker, MAX_AGE - SECOND, |health| health.is_fresh() && health.ready).await;
+    until("not ready", || !worker.handle.health().ready).await;
+    always(&worker, 300 * SECOND, |health| health.is_fresh() && !health.ready).await;
+    world.faults.heal();
+    until("ready again", || worker.handle.health().ready).await;
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shard_that_waits_for_another_parent_is_no_reason_to_restart() {
+    let world = World::shards(2);
+    world.put(0, [1]);
+    let [_, late] = world.stream.split(&world.shard(0));
+    world.stream.merge(&late, &world.shard(1));
+    world.put(1, [2]);
+    let grandparent = world.shard(0);
+    let failing_for = Instant::now() + 300 * SECOND;
+    // Shard 1 has ended and waits for shard 3, whose parent takes five minutes.
+    let handler = move |batch: Batch, _| {
+        let fails = *batch.shard() == grandparent && Instant::now() < failing_for;
+        async move { if fails { Err(Failure::retry("not yet")) } else { Ok(Verdict::Done) } }
+    };
+    let config = Config { health_max_age: Some(5 * SECOND), ..config() };
+    let worker = run(world.worker_with("a", config).build(world.probe_with(handler)).expect("valid"));
+    assert!(worker.handle.ready().await);
+    always(&worker, 290 * SECOND, Health::is_fresh).await;
+    assert!(world.find_row(4).is_none(), "still waiting");
+    world.trace.wait_for(4, "batch 2").await;
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_job_is_fresh_as_long_as_it_reports_progress() {
     let world = World::shards(1);
     world.put(0, [1]);
-    let (busy, spare) = (File::new(), File::new());
-    let config = Config { retry_delay_min: Duration::from_secs(30), ..busy.config() };
-    let failing = world.probe_with(|_, _| async { Err(Failure::retry("for ever")) });
-    let first = run(world.worker_with("a", config).build(failing).expect("valid"));
+    let slow = world.probe_with(|_, context: ShardContext| async move {
+        for _ in 0..60 {
+            sleep(20 * SECOND).await;
+            context.progress();
+        }
+        sleep(300 * SECOND).await;
+        Ok(Verdict::Done)
+    });
+    let worker = run(world.worker("a").build(slow).expect("valid"));
     world.trace.wait_for(0, "batch 1").await;
-    let second = run(world.worker_with("b", spare.config()).build(world.probe()).expect("valid"));
-    spare.becomes(Health::is_fresh).await;
-    for _ in 0..3 {
-        busy.age();
-        spare.age();
-        busy.becomes(Health::is_fresh).await;
-        spare.becomes(Health::is_fresh).await;
-    }
-    first.stop().await;
-    second.stop().await;
-}
-
-#[tokio::test]
-async fn a_worker_that_is_stuck_with_records_waiting_goes_stale() {
-    let (world, file) = (World::shards(1), File::new());
-    world.put(0, 1..=9);
-    let stuck = world.probe_with(|_, _| std::future::pending());
-    let config = Config { max_records: 1, ..file.config() };
-    let worker = run(world.worker_with("a", config).build(stuck).expect("valid"));
-    world.trace.wait_for(0, "batch 1").await;
-    file.becomes(|health| matches!(health, Health::Stale { .. })).await;
-    worker.crash().await;
-}
-
-#[tokio::test]
-async fn a_file_of_an_earlier_run_is_not_fresh() {
-    let (world, file) = (World::shards(1), File::new());
-    std::fs::write(&file.0, "").expect("writable");
-    world.faults.cut();
-    let worker = run(world.worker_with("a", file.config()).build(world.probe()).expect("valid"));
-    file.becomes(|health| health == Health::Missing).await;
-    world.faults.heal();
-    file.becomes(Health::is_fresh).await;
+    always(&worker, 1200 * SECOND, Health::is_fresh).await;
+    let (_, health) = stale(&worker).await;
+    assert_eq!(health.reason, Reason::ProcessorStuck);
+    until("fresh again", || worker.handle.health().is_fresh()).await;
+    world.checkpoint_at(0, "1").await;
     worker.stop().await;
 }
 
-#[tokio::test]
-async fn a_path_that_cannot_be_written_is_refused_before_any_call() {
-    let (world, file) = (World::shards(1), File::new());
-    let config = Config { health_file: Some(file.0.join("no-such-folder").join("health")), ..config() };
-    let handler = world.probe_with(|_, _| async { Ok(Verdict::Done) });
-    let worker = run(world.worker_with("a", config).build(handler).expect("valid"));
-    let error = worker.end().await.expect_err("refused").to_string();
-    assert!(error.contains("no-such-folder") && error.contains("writable path"), "{error}");
-    assert_eq!(world.faults.calls(kinesis_consumer::io::faulty::Op::Describe), 0);
+#[tokio::test(start_paused = true)]
+async fn a_call_that_hangs_after_everything_is_acknowledged_is_found_out_and_stalls() {
+    let world = World::shards(1);
+    world.put(0, [1]);
+    let config = Config { stall_timeout: 120 * SECOND, ..config() };
+    let hangs = world.probe_with(|batch: Batch, context: ShardContext| async move {
+        context.acks().ack_through(batch.last());
+        std::future::pending().await
+    });
+    let worker = run(world.worker_with("a", config).build(hangs).expect("valid"));
+    world.trace.wait_for(0, "batch 1").await;
+    let (_, health) = stale(&worker).await;
+    assert_eq!(health.reason, Reason::ProcessorStuck);
+    world.trace.wait_for(0, &format!("lost: {}", LeaseLost::Stalled)).await;
+    until("fresh once the lease is given up", || worker.handle.health().is_fresh()).await;
+    worker.crash().await;
 }
 
-#[tokio::test]
-async fn the_file_is_fresh_while_a_long_batch_is_acknowledged_record_by_record() {
-    let (world, file) = (World::shards(1), File::new());
-    world.put(0, 0..1000);
-    let slow = world.probe_with(|batch: Batch, context: ShardContext| async move {
-        for record in &batch {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            context.acks().ack(record.position());
-        }
+#[tokio::test(start_paused = true)]
+async fn calls_that_never_return_are_found_out() {
+    for (op, reason) in [(Op::ReadRecords, Reason::ReaderStuck), (Op::ListLeases, Reason::CoordinatorStuck)] {
+        let world = World::shards(1);
+        let worker = run(world.worker("a").build(world.probe()).expect("valid"));
+        assert!(worker.handle.ready().await);
+        world.faults.next(op, 1, Fault::Delay(24 * 3600 * SECOND));
+        assert_eq!(stale(&worker).await.1.reason, reason);
+        worker.crash().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_may_take_its_time_and_is_stale_only_past_it() {
+    let world = World::shards(1);
+    world.put(0, [1]);
+    let slow = world.probe_with(|_, context: ShardContext| async move {
+        context.stopping().await;
+        sleep(200 * SECOND).await;
         Ok(Verdict::Done)
     });
-    let config = Config { max_records: 500, ..file.config() };
+    let config = Config { shutdown_timeout: 300 * SECOND, health_max_age: Some(5 * SECOND), ..config() };
     let worker = run(world.worker_with("a", config).build(slow).expect("valid"));
-    world.trace.wait_for_records(0, 500).await;
-    // The first may be signs of the next batch being read ahead.
-    for _ in 0..8 {
-        file.becomes(Health::is_fresh).await;
-        file.age();
-    }
-    file.becomes(Health::is_fresh).await;
-    assert_eq!(world.trace.batches(0).len(), 1);
-    worker.crash().await;
+    world.trace.wait_for(0, "batch 1").await;
+    let handle = worker.handle.clone();
+    let stop = worker.stop();
+    let check = async {
+        sleep(SECOND).await;
+        for _ in 0..190 {
+            let health = handle.health();
+            assert!(health.is_fresh() && !health.ready && health.reason == Reason::Stopping, "{health:?}");
+            sleep(SECOND).await;
+        }
+    };
+    let (report, ()) = tokio::join!(stop, check);
+    assert_eq!(report.released.len(), 1);
+    sleep(3600 * SECOND).await;
+    assert!(handle.health().is_fresh(), "a worker that has stopped owes nothing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_starts_is_not_ready_and_says_so() {
+    let world = World::shards(1);
+    world.faults.cut();
+    let worker = run(world.worker("a").build(world.probe()).expect("valid"));
+    always(&worker, 50 * SECOND, |health| {
+        health.is_fresh() && !health.ready && health.reason == Reason::Starting
+    })
+    .await;
+    world.faults.heal();
+    assert!(worker.handle.ready().await);
+    until("ready", || worker.handle.health().ready).await;
+    worker.stop().await;
 }

@@ -5,6 +5,7 @@ mod faces;
 mod failures;
 mod fleet;
 mod health;
+mod health_file;
 mod operator;
 mod reading;
 mod shard_end;

@@ -52,6 +52,7 @@ impl Coordinator {
             }
             let Some(done) = under_way.join_next().await else { return Ok(lost_race) };
             let (claim, won) = done.expect("claims do not panic and are not aborted");
+            self.parts.vitals.turn();
             match won {
                 Ok(Some((row, held))) => {
                     self.write_faults.over();
@@ -167,9 +168,10 @@ impl Coordinator {
             checkpoint_interval,
             first_interval: checkpoint_interval.mul_f64(parts.rng.random_range(0.0..1.0)),
         };
-        let link = ShardLink::new(held, &row, parts.store.clone(), parts.health.clone(), terms);
+        let link = ShardLink::new(held, &row, parts.store.clone(), terms);
         let link = Arc::new(link);
         self.links.insert(claim.key.clone(), link.clone());
+        parts.vitals.hold(claim.key.clone(), &link);
         let shard = link.shard.clone();
         let consumer = Consumer {
             link,

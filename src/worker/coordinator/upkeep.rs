@@ -78,6 +78,7 @@ impl Coordinator {
             }
             let Some(done) = under_way.join_next().await else { return Ok(()) };
             let (lease, created) = done.expect("creations do not panic and are not aborted");
+            self.parts.vitals.turn();
             match created {
                 Ok(true) => self.view.note(lease, clock::now()),
                 // Somebody was faster, and may begin elsewhere. Not read now, it is at the next look.
