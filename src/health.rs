@@ -8,12 +8,15 @@
 //! Beside it, at the same path with `.json` added, stands the [`Status`]: why, which shard, and whether
 //! the worker is ready.
 //!
-//! Two ways to ask, which agree:
+//! Three ways to ask, which agree:
 //!
 //! | where | probe |
 //! |---|---|
+//! | an image without a shell | `consumer healthcheck --file /run/health`, by [`cli`] |
 //! | an image with `find`, GNU's or BusyBox's | `test -n "$(find /run -maxdepth 1 -name health -mmin -1)"` |
 //! | your own code | [`check`], or [`WorkerHandle::health`](crate::WorkerHandle::health) |
+
+mod cli;
 
 use std::{
     fs, io,
@@ -23,6 +26,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+pub use self::cli::{cli, probe};
 pub use crate::core::health::{Health, Reason, State};
 
 /// What the health file says.
