@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::InvalidField;
+use crate::{core::balance::Balance, error::InvalidField};
 
 /// How a worker behaves. Everything has a default; unknown keys are refused.
 ///
@@ -53,8 +53,18 @@ pub struct Config {
     /// Default 5. It looks about once a second as long as that suffices, and never more rarely than
     /// once in half of `failover_time`.
     pub scan_budget: f64,
+    /// What is spread evenly over the workers of a fleet, which should agree on it. Default: the number of
+    /// leases.
+    pub balance: Balance,
     /// What happens to the leases of a worker that stops. Default: others may take them at once.
     pub on_shutdown: OnShutdown,
+    /// How long the leases of a worker that crashed, or stopped with [`OnShutdown::Keep`], wait for it to come
+    /// back under its `worker_id`, beyond `failover_time`. Default none.
+    ///
+    /// With it a restart that takes less moves no lease; a worker that never comes back leaves its shards
+    /// unread for that long.
+    #[serde(with = "humantime_serde")]
+    pub rejoin_grace: Duration,
 
     /// How long to wait between reads of a shard whose end has been reached. Default 1 s; at least
     /// 200 ms, since a shard serves five reads a second to all its readers together.
@@ -114,7 +124,9 @@ impl Default for Config {
             max_leases_for_worker: None,
             max_leases_to_steal_at_one_time: None,
             scan_budget: 5.0,
+            balance: Balance::Count,
             on_shutdown: OnShutdown::Release,
+            rejoin_grace: Duration::ZERO,
             idle_time_between_reads: Duration::from_secs(1),
             max_records: 10_000,
             memory_budget: 256 << 20,
@@ -158,7 +170,8 @@ pub enum LeaseTable {
 pub enum OnShutdown {
     /// They are released: other workers take them at their next look.
     Release,
-    /// They stay with this worker until `failover_time` has passed, as with the KCL.
+    /// They stay with this worker until `failover_time` and `rejoin_grace` have passed. Started again under the
+    /// same `worker_id` before, it goes on with them at once: for a `StatefulSet`.
     Keep,
 }
 
@@ -202,6 +215,7 @@ impl Config {
         let most = Duration::from_secs(365 * 24 * 3600);
         for (field, value) in [
             ("failover_time", self.failover_time),
+            ("rejoin_grace", self.rejoin_grace),
             ("idle_time_between_reads", self.idle_time_between_reads),
             ("checkpoint_interval", self.checkpoint_interval),
             ("retry_delay_max", self.retry_delay_max),

@@ -47,7 +47,7 @@ pub use crate::worker::Freezer;
 pub use crate::{
     config::{Config, InitialPosition, LeaseTable, OnShutdown},
     core::{
-        balance::Reason as ClaimReason,
+        balance::{Balance, Reason as ClaimReason},
         lease::{
             Checkpoint, CheckpointGoesBack, HandOff, InvalidCheckpoint, Lease, LeaseKey, LeaseWrite, Mark,
             OwnerChange, PendingCheckpoint, Reset, Tenure, WorkerId,

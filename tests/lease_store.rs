@@ -138,6 +138,7 @@ fn full_row(shard: &str) -> Lease {
         reset_millis: Some(1_700_000_000_456),
         stream: Some("arn:aws:kinesis:us-east-1:0:stream/s:1700000000".into()),
         hands_over: Some("me".into()),
+        left_at: Some(41),
         ..new_row(shard)
     }
 }
@@ -161,7 +162,12 @@ fn writes(row: &Lease) -> Vec<(&'static str, LeaseWrite)> {
     let ask =
         Lease { owner: Some("next".into()), checkpoint_owner: Some("me".into()), ..asked.row().clone() };
     assert!(asked.notice(&ask));
+    let mut measured = holding(row);
+    measured.measured(1.25);
     vec![
+        ("leave", mine.leave(None).expect("forward")),
+        ("leave with a checkpoint", mine.leave(Some(end.clone())).expect("forward")),
+        ("renewal that notes the throughput", measured.renewal()),
         ("renewal by an asked holder", asked.renewal()),
         ("checkpoint by an asked holder", asked.checkpoint(end.clone()).expect("forward")),
         ("transfer", asked.release(None).expect("forward")),

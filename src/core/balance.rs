@@ -1,9 +1,12 @@
 //! Lease balancing: which leases this worker should claim now, and why.
 //!
 //! Only decides; the coordinator writes the claims and may lose the race for any of them. Finished
-//! shards, and children whose parents have not ended, are nobody's load and are not claimed.
+//! shards, and children whose parents have not ended, are nobody's load and are not claimed. What is taken
+//! from a living worker is for `steals` to choose.
 //! Terms follow the KCL's lease-count mode (`DynamoDBLeaseTaker`); the arithmetic is ours: stealing
 //! needs a difference of two, so every steal makes the spread smaller and no two workers trade a lease.
+
+mod steals;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,12 +14,25 @@ use std::{
 };
 
 use rand::{Rng, seq::SliceRandom};
+use serde::{Deserialize, Serialize};
 
 use crate::core::{
     lease::{HandOff, Lease, LeaseKey, WorkerId},
     lease_view::{LeaseView, Standing},
     shard_sync::is_startable,
 };
+
+/// What is spread evenly over the workers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Balance {
+    /// The number of leases. KCL: `LEASE_COUNT_BASED`.
+    #[default]
+    Count,
+    /// The bytes that their shards bring, to within a tenth; idle shards are spread by number. KCL:
+    /// `WORKER_UTILIZATION_AWARE` with throughput as its only measure.
+    Throughput,
+}
 
 /// What bounds the claims of one worker.
 #[derive(Debug, Clone, Copy)]
@@ -27,6 +43,8 @@ pub(crate) struct Limits {
     pub(crate) max_steals: usize,
     /// How long a counter must stand still.
     pub(crate) failover_time: Duration,
+    /// How much longer it must stand still for others than the worker that held the lease.
+    pub(crate) rejoin_grace: Duration,
     /// How long a lease may stay free before it is claimed beyond the fair share: those below theirs may be
     /// at their own limit, or stopping, which nobody else knows. KCL: the "very old" rule, 3 x
     /// `failoverTimeMillis`.
@@ -34,6 +52,8 @@ pub(crate) struct Limits {
     /// How long a holder may take to hand a lease over before it is stolen from it. KCL:
     /// `gracefulLeaseHandoffTimeoutMillis` and `failoverTimeMillis`, 40 s.
     pub(crate) hand_off_timeout: Duration,
+    /// What is to be even.
+    pub(crate) balance: Balance,
 }
 
 /// The worker that plans, and what only it knows.
@@ -65,6 +85,8 @@ pub enum Reason {
     Free,
     /// Its holder had not been heard of for `failover_time`.
     Expired,
+    /// This worker held it before it was restarted, and had left it to itself.
+    Returned,
     /// Its holder had more than its fair share, and cannot hand over.
     Stolen {
         /// That worker.
@@ -92,11 +114,38 @@ pub(crate) struct Plan {
     pub(crate) needed: usize,
 }
 
+/// What one worker has, by the table.
+#[derive(Debug, Default)]
+struct Load<'a> {
+    count: usize,
+    kbps: f64,
+    /// What may be taken from it.
+    movable: Vec<&'a Lease>,
+}
+
+impl Load<'_> {
+    fn add(&mut self, lease: &Lease) {
+        self.count += 1;
+        self.kbps += lease.throughput_kbps.unwrap_or(0.0).max(0.0);
+    }
+}
+
+/// A lease that nobody holds any more.
+struct Open<'a> {
+    key: &'a LeaseKey,
+    reason: Reason,
+    since: Instant,
+    /// Who held its parent, as far as was seen.
+    heir: Option<&'a WorkerId>,
+}
+
 /// Picks the leases `planner` should claim, most urgent first; no more than its fair share and its limits.
 ///
-/// Free and expired leases come first. Only when there are none, up to `limits.max_steals` are asked for, or
-/// stolen where the holder cannot hand over, from the busiest workers and never below their share. A lease
-/// on its way counts as the load of the worker that it goes to.
+/// What the worker held before a restart comes first, then free and expired leases. Only when there are
+/// none, up to `limits.max_steals` are asked for, or stolen where the holder cannot hand over, from the
+/// busiest workers and never below their share. A lease on its way counts as the load of the worker that it
+/// goes to; one that waits for its holder to come back, as that worker's. A child is left for a look to the
+/// worker that read its parent, which has its records' state and is the first to know.
 pub(crate) fn plan(
     view: &LeaseView,
     planner: Planner<'_>,
@@ -106,119 +155,126 @@ pub(crate) fn plan(
 ) -> Plan {
     let me = planner.me;
     let mut open = Vec::new();
-    let mut arrived = Vec::new();
-    let mut loads: BTreeMap<WorkerId, Vec<&Lease>> = BTreeMap::new();
-    let (mut total, mut mine) = (0, 0);
+    let (mut arrived, mut returned) = (Vec::new(), Vec::new());
+    let mut loads: BTreeMap<&WorkerId, Load<'_>> = BTreeMap::new();
+    let mut mine = Load::default();
+    let mut total = 0;
     // What we work on is our load although its row is gone, or waits for a parent that was made anew.
     let mut unseen = planner.held.len();
     let mut leaving = 0;
     for seen in view.rows().filter(|seen| is_startable(&seen.lease, |shard| view.get(&shard.into()))) {
         let (lease, key) = (&seen.lease, &seen.lease.key);
-        let standing = seen.standing(limits.failover_time, now);
+        let own = lease.holder() == Some(me);
+        let grace = if own { Duration::ZERO } else { limits.rejoin_grace };
+        let standing = seen.standing(limits.failover_time + grace, now);
         if standing == Standing::Finished {
             continue;
         }
         total += 1;
-        unseen -= usize::from(planner.held.contains(key));
+        let (held, asked) = (planner.held.contains(key), planner.asked.get(key));
+        unseen -= usize::from(held);
         let overdue = seen.asked_since().is_some_and(|since| now >= since + limits.hand_off_timeout);
+        let claim = |reason| Claim { key: key.clone(), reason, ask: false };
         match standing {
             // Asked for by another worker: its load already, though we still work on it.
-            _ if planner.held.contains(key) && lease.is_leaving(me) => {
+            _ if held && lease.is_leaving(me) => {
                 leaving += 1;
-                loads.entry(lease.owner.clone().unwrap_or_else(|| me.clone())).or_default().push(lease);
+                loads.entry(lease.owner.as_ref().unwrap_or(me)).or_default().add(lease);
             }
-            _ if planner.held.contains(key) => mine += 1,
-            Standing::Free { since } => open.push((key, Reason::Free, since)),
-            Standing::Expired { since } => open.push((key, Reason::Expired, since)),
+            _ if held => mine.add(lease),
+            Standing::Free { since } => {
+                let heir = lease.parents.iter().find_map(|parent| view.last_holder(&parent.into()));
+                open.push(Open { key, reason: Reason::Free, since, heir });
+            }
+            Standing::Held { .. } if own && asked.is_some() => {
+                mine.add(lease);
+                let from = asked.map_or(me, HandOff::from).clone();
+                arrived.push(claim(Reason::HandedOver { from }));
+            }
+            Standing::Held { .. } | Standing::Expired { .. } if own && lease.is_left() => {
+                returned.push(claim(Reason::Returned));
+            }
+            // Others leave it to us for a while yet.
+            Standing::Expired { .. } if own && !limits.rejoin_grace.is_zero() => {
+                returned.push(claim(Reason::Expired));
+            }
+            Standing::Expired { since } => {
+                open.push(Open { key, reason: Reason::Expired, since, heir: None });
+            }
             Standing::Held { by, .. } if lease.is_coming_to(me) => {
-                mine += 1;
-                if overdue && planner.asked.contains_key(key) {
-                    arrived.push(Claim { key: key.clone(), reason: Reason::Stolen { from: by }, ask: false });
+                mine.add(lease);
+                if asked.is_some() && (overdue || lease.is_left()) {
+                    arrived.push(claim(Reason::Stolen { from: by }));
                 }
             }
-            Standing::Held { by, .. } if by == *me && planner.asked.contains_key(key) => {
-                mine += 1;
-                let from = planner.asked[key].from().clone();
-                arrived.push(Claim { key: key.clone(), reason: Reason::HandedOver { from }, ask: false });
-            }
             // The look is older than our request, or the request is still on its way.
-            Standing::Held { .. } if planner.asked.contains_key(key) => mine += 1,
+            Standing::Held { .. } if asked.is_some() => mine.add(lease),
             // Under our own name but not ours: another process may use it. Wait until it expires.
-            Standing::Held { by, .. } if by == *me => {}
-            Standing::Held { by, .. } => {
-                loads.entry(lease.owner.clone().unwrap_or(by)).or_default().push(lease);
+            Standing::Held { .. } if own => {}
+            Standing::Held { .. } => {
+                let load = loads.entry(lease.owner.as_ref().unwrap_or(me)).or_default();
+                load.add(lease);
+                // What is on its way from one worker to another is not taken from either, nor what waits for
+                // its holder to come back.
+                let free_to_go = lease.checkpoint_owner.is_none() && !planner.avoided.contains(key);
+                if free_to_go && seen.is_alive(limits.failover_time, now) {
+                    load.movable.push(lease);
+                }
             }
             Standing::Finished => {}
         }
     }
-    (mine, total) = (mine + unseen, total + unseen);
+    (mine.count, total) = (mine.count + unseen, total + unseen);
     let workers = loads.len() + 1;
     let (floor, share) = (total / workers, total.div_ceil(workers));
-    let room = limits.max_leases.saturating_sub(mine + leaving);
-    let wanted = share.saturating_sub(mine);
+    let room = limits.max_leases.saturating_sub(mine.count + leaving);
+    let mut left_over: Vec<LeaseKey> = returned.iter().skip(room).map(|claim| claim.key.clone()).collect();
+    returned.truncate(room);
+    let (mine_then, room) = (mine.count + returned.len(), room - returned.len());
+    let wanted = share.saturating_sub(mine_then);
 
     // A worker that claims in an order of its own meets its peers' claims less often.
     open.shuffle(rng);
-    open.sort_by_key(|(_, reason, since)| (*reason != Reason::Free, now < *since + limits.patience));
-    let overdue = |since: &Instant| now >= *since + limits.patience;
+    let overdue = |open: &Open<'_>| now >= open.since + limits.patience;
+    open.sort_by_key(|open| (open.reason != Reason::Free, !overdue(open), open.heir != Some(me)));
     let mut claims: Vec<Claim> = Vec::new();
-    let mut left_over = Vec::new();
-    for (key, reason, since) in open {
+    let mut awaited: BTreeMap<&WorkerId, usize> = BTreeMap::new();
+    for open in open {
         let within_share = claims.len() < wanted;
-        if planner.avoided.contains(key) {
+        if planner.avoided.contains(open.key) {
             continue;
+        }
+        // An heir that is alive and has not its share yet takes it at its next look.
+        if let Some((heir, load)) = open.heir.and_then(|heir| loads.get_key_value(heir))
+            && now < open.since + limits.patience / 2
+        {
+            let awaited = awaited.entry(heir).or_default();
+            if load.count + *awaited < share {
+                *awaited += 1;
+                continue;
+            }
         }
         if claims.len() >= room {
             // Others may still take it, within their share.
-            left_over.extend(overdue(&since).then(|| key.clone()));
-        } else if within_share || overdue(&since) {
-            claims.push(Claim { key: key.clone(), reason, ask: false });
+            left_over.extend(overdue(&open).then(|| open.key.clone()));
+        } else if within_share || overdue(&open) {
+            claims.push(Claim { key: open.key.clone(), reason: open.reason, ask: false });
         }
     }
     left_over.sort();
 
-    if claims.is_empty() && left_over.is_empty() {
+    if claims.is_empty() && left_over.is_empty() && awaited.is_empty() {
         let most = limits.max_steals.min(room);
-        claims = steals(loads, Share { me, avoided: planner.avoided, mine, floor, share, most }, rng);
+        let thief = steals::Thief { me, count: mine_then, kbps: mine.kbps, most };
+        claims = match limits.balance {
+            Balance::Count => steals::by_count(loads, thief, floor, share, rng),
+            Balance::Throughput => steals::by_throughput(loads, &thief, rng),
+        };
     }
     let needed = wanted.min(room);
+    arrived.append(&mut returned);
     arrived.append(&mut claims);
     Plan { claims: arrived, left_over, total, workers, needed }
-}
-
-/// What a worker that steals has and may have.
-struct Share<'a> {
-    me: &'a WorkerId,
-    avoided: &'a BTreeSet<LeaseKey>,
-    mine: usize,
-    floor: usize,
-    share: usize,
-    most: usize,
-}
-
-/// Takes from the busiest worker until the fair share or a limit is reached.
-fn steals(loads: BTreeMap<WorkerId, Vec<&Lease>>, mut share: Share<'_>, rng: &mut impl Rng) -> Vec<Claim> {
-    let mut claims = Vec::new();
-    let mut victims: Vec<_> = loads.into_iter().map(|(from, leases)| (from, leases.len(), leases)).collect();
-    victims.shuffle(rng);
-    for (_, _, leases) in &mut victims {
-        // What is on its way from one worker to another is not taken from either.
-        leases.retain(|lease| lease.checkpoint_owner.is_none() && !share.avoided.contains(&lease.key));
-        leases.shuffle(rng);
-    }
-    while claims.len() < share.most && share.mine < share.share {
-        let Some((from, load, leases)) = victims.iter_mut().max_by_key(|(_, load, _)| *load) else { break };
-        if *load < share.mine + 2 || *load <= share.floor {
-            break;
-        }
-        let Some(lease) = leases.pop() else { break };
-        let (from, ask) = (from.clone(), lease.ask(share.me).is_some());
-        let reason = if ask { Reason::HandedOver { from } } else { Reason::Stolen { from } };
-        claims.push(Claim { key: lease.key.clone(), reason, ask });
-        *load -= 1;
-        share.mine += 1;
-    }
-    claims
 }
 
 #[cfg(test)]

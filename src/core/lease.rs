@@ -210,7 +210,7 @@ pub struct Lease {
     pub children: BTreeSet<ShardId>,
     /// The hash keys of the shard; old KCL versions did not write them.
     pub hash_range: Option<HashKeyRange>,
-    /// Smoothed KiB/s, as the Java KCL writes it. Kept, not used.
+    /// Smoothed KiB/s of the shard's records, as the Java KCL writes it.
     pub throughput_kbps: Option<f64>,
     /// When reading of a `LATEST` or `AT_TIMESTAMP` lease begins, in milliseconds since the epoch, so that
     /// a restart before the first checkpoint skips nothing. Ours alone; the Java KCL ignores it.
@@ -223,6 +223,9 @@ pub struct Lease {
     /// The worker that said, when it claimed the lease, that it hands leases over on request. Believed only
     /// of the present owner: a Java KCL 2.x that takes the row leaves it as it was. Ours alone.
     pub hands_over: Option<WorkerId>,
+    /// The counter at which the holder stopped on purpose, and left the lease to itself when it comes back.
+    /// Of no meaning once the counter has moved. Ours alone.
+    pub left_at: Option<u64>,
 }
 
 impl Lease {
@@ -244,6 +247,7 @@ impl Lease {
             reset_millis: None,
             stream: None,
             hands_over: None,
+            left_at: None,
         }
     }
 
@@ -255,6 +259,11 @@ impl Lease {
     /// Whether the shard has been processed to its end.
     pub fn is_finished(&self) -> bool {
         self.checkpoint == Checkpoint::ShardEnd
+    }
+
+    /// Whether the holder has stopped, and left the lease to the next worker of its name.
+    pub fn is_left(&self) -> bool {
+        self.holder().is_some() && self.left_at == Some(self.counter)
     }
 
     /// Whether the lease is on its way to `me` from another worker.

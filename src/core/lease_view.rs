@@ -25,6 +25,8 @@ pub(crate) struct Seen {
     moved_at: Instant,
     /// When the present state of the hand-off was first seen.
     asked_at: Instant,
+    /// Who holds the lease, or held it last, as far as was seen.
+    last_holder: Option<WorkerId>,
 }
 
 /// Whether a lease can be claimed.
@@ -32,7 +34,7 @@ pub(crate) struct Seen {
 pub(crate) enum Standing {
     /// Nobody holds it, for as long as we know since then.
     Free { since: Instant },
-    /// Its holder has not been heard of for `failover_time`; it could be claimed since then.
+    /// Its holder has not been heard of for long enough; it could be claimed since then.
     Expired { since: Instant },
     /// Held, and its holder lives until proven otherwise at that time.
     Held { by: WorkerId, until: Instant },
@@ -50,6 +52,7 @@ impl LeaseView {
         let mut doubtful = Vec::new();
         for lease in leases {
             let (mut moved_at, mut asked_at) = (now, now);
+            let mut last_holder = lease.holder().cloned();
             if let Some(seen) = known.remove(&lease.key) {
                 // A look may be stale and show an older counter again: that is no sign of life.
                 if seen.lease.counter > lease.counter && seen.lease.owner.is_some() {
@@ -64,15 +67,18 @@ impl LeaseView {
                 if hand_off(&seen.lease) == hand_off(&lease) {
                     asked_at = seen.asked_at;
                 }
+                last_holder = last_holder.or(seen.last_holder);
             }
-            self.rows.insert(lease.key.clone(), Seen { lease, moved_at, asked_at });
+            self.rows.insert(lease.key.clone(), Seen { lease, moved_at, asked_at, last_holder });
         }
         doubtful
     }
 
     /// Takes in a row that this worker has just written or read itself.
     pub(crate) fn note(&mut self, lease: Lease, now: Instant) {
-        self.rows.insert(lease.key.clone(), Seen { lease, moved_at: now, asked_at: now });
+        let before = self.rows.remove(&lease.key).and_then(|seen| seen.last_holder);
+        let last_holder = lease.holder().cloned().or(before);
+        self.rows.insert(lease.key.clone(), Seen { lease, moved_at: now, asked_at: now, last_holder });
     }
 
     /// Takes in what a consistent read showed of a row, arrived at `now`: it counts even if it is older than
@@ -101,14 +107,14 @@ impl LeaseView {
         self.rows.get(key).map(|seen| &seen.lease)
     }
 
-    /// When the next lease of another worker would expire, if its counter stands still.
-    pub(crate) fn next_expiry(
-        &self,
-        me: &WorkerId,
-        failover_time: Duration,
-        now: Instant,
-    ) -> Option<Instant> {
-        let until = |seen: &Seen| match seen.standing(failover_time, now) {
+    /// Who held the lease last, as far as was seen.
+    pub(crate) fn last_holder(&self, key: &LeaseKey) -> Option<&WorkerId> {
+        self.rows.get(key)?.last_holder.as_ref()
+    }
+
+    /// When the next lease of another worker could be claimed, if its counter stands still for `stillness`.
+    pub(crate) fn next_expiry(&self, me: &WorkerId, stillness: Duration, now: Instant) -> Option<Instant> {
+        let until = |seen: &Seen| match seen.standing(stillness, now) {
             Standing::Held { by, until } if by != *me => Some(until),
             _ => None,
         };
@@ -132,9 +138,14 @@ impl Seen {
         self.lease.checkpoint_owner.as_ref().map(|_| self.asked_at)
     }
 
-    /// How the lease stands at `now`.
-    pub(crate) fn standing(&self, failover_time: Duration, now: Instant) -> Standing {
-        let until = self.moved_at + failover_time;
+    /// Whether the holder was heard of within `failover_time`, and has not left.
+    pub(crate) fn is_alive(&self, failover_time: Duration, now: Instant) -> bool {
+        !self.lease.is_left() && now < self.moved_at + failover_time
+    }
+
+    /// How the lease stands at `now`, if it can be claimed once its counter stood still for `stillness`.
+    pub(crate) fn standing(&self, stillness: Duration, now: Instant) -> Standing {
+        let until = self.moved_at + stillness;
         match self.lease.holder() {
             _ if self.lease.is_finished() => Standing::Finished,
             None => Standing::Free { since: self.moved_at },

@@ -15,4 +15,5 @@ pub(crate) mod shard;
 pub(crate) mod shard_sync;
 #[cfg(test)]
 pub(crate) mod testdata;
+pub(crate) mod throughput;
 pub(crate) mod watermark;

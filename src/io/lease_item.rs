@@ -46,6 +46,7 @@ const START_MILLIS: &str = "startTimestampMillis";
 const RESET_MILLIS: &str = "resetTimestampMillis";
 const STREAM: &str = "streamIdentity";
 const HANDS_OVER: &str = "handsOverWorker";
+const LEFT_AT: &str = "leftAtCounter";
 
 /// A row that is a lease, but not one that can be understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -88,6 +89,7 @@ pub(crate) fn encode(lease: &Lease) -> Item {
     put(RESET_MILLIS, lease.reset_millis.map(number));
     put(STREAM, lease.stream.as_deref().map(text));
     put(HANDS_OVER, lease.hands_over.as_ref().map(|worker| text(worker.as_str())));
+    put(LEFT_AT, lease.left_at.map(number));
     item
 }
 
@@ -128,6 +130,7 @@ pub(crate) fn decode(item: &Item) -> Result<Option<Lease>, BadItem> {
         reset_millis: row.count(RESET_MILLIS)?,
         stream: row.text(STREAM)?.map(Arc::from),
         hands_over: row.worker(HANDS_OVER)?,
+        left_at: row.count(LEFT_AT)?,
     }))
 }
 
@@ -161,6 +164,7 @@ pub(crate) fn update(write: &LeaseWrite) -> Expressions {
     };
     match write.owner() {
         OwnerChange::Keep => {}
+        OwnerChange::Leave => set.push(format!("{LEFT_AT} = :counter")),
         OwnerChange::Remove if write.handing_over().is_some() || write.holder().is_none() => {
             remove.extend([OWNER, CHECKPOINT_OWNER]);
         }
@@ -222,6 +226,10 @@ pub(crate) fn update(write: &LeaseWrite) -> Expressions {
             }
             remove.extend([PENDING, PENDING_SUB, PENDING_STATE]);
         }
+    }
+    if let Some(kbps) = write.throughput_kbps() {
+        set.push(format!("{THROUGHPUT} = :throughput"));
+        value(":throughput", number(kbps));
     }
     if let Some(children) = shards(write.children()) {
         set.push(format!("{CHILDREN} = :children"));
@@ -398,10 +406,10 @@ mod tests {
             option::of(count()),
             option::of("[a-z:]{1,9}".prop_map(Arc::from)),
         );
-        let owners = (worker(), worker(), worker(), count());
+        let owners = (worker(), worker(), worker(), count(), option::of(count()));
         ("[ -~]{1,40}", count(), owners, checkpoint(), pending, shards(), shards(), extras).prop_map(
             |(key, counter, owners, checkpoint, pending, parents, children, extras)| {
-                let (owner, checkpoint_owner, hands_over, owner_switches) = owners;
+                let (owner, checkpoint_owner, hands_over, owner_switches, left_at) = owners;
                 let (hash_range, throughput_kbps, start_millis, reset_millis, stream) = extras;
                 Lease {
                     key: key.into(),
@@ -419,6 +427,7 @@ mod tests {
                     reset_millis,
                     stream,
                     hands_over,
+                    left_at,
                 }
             },
         )
@@ -446,7 +455,8 @@ mod tests {
         ]
     }
 
-    const NAMES: [&str; 20] = [
+    const NAMES: [&str; 21] = [
+        LEFT_AT,
         HANDS_OVER,
         KEY,
         COUNTER,
@@ -509,8 +519,10 @@ mod tests {
             let lease = Lease { counter: lease.counter / 2, owner_switches: 0, ..lease };
             let claim = lease.claim(&"me".into());
             let mut writes = vec![claim.clone()];
-            let tenure = Tenure::begin(&lease, &claim, crate::clock::now()).expect("a claim");
+            let mut tenure = Tenure::begin(&lease, &claim, crate::clock::now()).expect("a claim");
             writes.push(tenure.renewal());
+            writes.extend(tenure.leave(Some(to.clone())));
+            tenure.measured(1.5);
             writes.push(tenure.finish(lease.children));
             writes.extend(tenure.checkpoint(to.clone()));
             writes.extend(tenure.release(Some(to.clone())));
@@ -642,6 +654,19 @@ mod tests {
         );
         assert_eq!(made.values[":expected"], number(8));
         assert_eq!(made.values[":counter"], number(9));
+    }
+
+    #[test]
+    fn a_lease_that_is_left_keeps_its_owner_and_names_the_counter() {
+        let row = Lease { owner: Some("a".into()), ..least_lease() };
+        let claim = row.claim(&"a".into());
+        let tenure = Tenure::begin(&row, &claim, crate::clock::now()).expect("a claim");
+        let made = update(&tenure.leave(None).expect("no checkpoint"));
+        assert_eq!(made.update, "SET leaseCounter = :counter, leftAtCounter = :counter");
+        assert_eq!(
+            made.condition,
+            "leaseCounter = :expected AND leaseOwner = :me AND attribute_not_exists(checkpointOwner)"
+        );
     }
 
     fn least_lease() -> Lease {

@@ -164,10 +164,12 @@ impl Coordinator {
 
     /// Rows under our own id are those of our predecessor, or of a live namesake. We have written nothing
     /// yet, so a counter that moves is the proof of a namesake; one that stands still makes the lease expire.
+    /// Rows that our predecessor marked as left need no proof.
     async fn await_namesake(&mut self, stop: &CancellationToken) -> Result<(), WorkerError> {
         let me = self.parts.me.clone();
         let counters = |view: &LeaseView| -> BTreeMap<LeaseKey, u64> {
-            let ours = |lease: &&Lease| lease.holder() == Some(&me) && !lease.is_finished();
+            let ours =
+                |lease: &&Lease| lease.holder() == Some(&me) && !lease.is_finished() && !lease.is_left();
             view.leases().filter(ours).map(|lease| (lease.key.clone(), lease.counter)).collect()
         };
         let before = counters(&self.view);
@@ -287,6 +289,8 @@ impl Coordinator {
                 .unwrap_or(usize::MAX)
                 .saturating_sub(self.asked.len()),
             failover_time: self.parts.config.failover_time,
+            rejoin_grace: self.parts.config.rejoin_grace,
+            balance: self.parts.config.balance,
             patience: self.period() * 2,
             hand_off_timeout: self.parts.config.shutdown_timeout + self.parts.config.failover_time,
         };
@@ -319,7 +323,8 @@ impl Coordinator {
         let config = &self.parts.config;
         let now = clock::now();
         let usual = now + period.mul_f64(jitter);
-        match self.view.next_expiry(&self.parts.me, config.failover_time, now) {
+        let stillness = config.failover_time + config.rejoin_grace;
+        match self.view.next_expiry(&self.parts.me, stillness, now) {
             // However many leases are about to expire: not much sooner where a look has its price.
             Some(expiry) if period > config.look_interval() => {
                 usual.min(expiry.max(now + period.mul_f64(0.85)))

@@ -188,6 +188,11 @@ impl HeldLease {
         .await
     }
 
+    /// Lets the writes from now on note the shard's throughput.
+    pub(super) async fn measured(&self, throughput_kbps: f64) {
+        self.writer.lock().await.tenure.measured(throughput_kbps);
+    }
+
     pub(super) fn is_asked(&self) -> bool {
         self.asked.is_cancelled()
     }
@@ -313,6 +318,10 @@ impl HeldLease {
         // Under the writer's lock: a renewal that waits for it must not touch a row that is given up.
         if matches!(write.owner(), OwnerChange::Remove | OwnerChange::Transfer) {
             self.standing().given_up = true;
+            self.lose(LeaseLost::Released);
+        }
+        if matches!(write.owner(), OwnerChange::Leave) {
+            // A renewal now would look as if this worker were still there.
             self.lose(LeaseLost::Released);
         }
     }

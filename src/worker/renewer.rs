@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 use crate::{
     clock,
     config::Config,
-    core::backoff::Backoff,
+    core::{backoff::Backoff, balance::Balance},
     error::LeaseLost,
     worker::{faults::Faults, held_lease::WriteError, shard_link::ShardLink},
 };
@@ -48,6 +48,9 @@ pub(super) async fn keep(link: &ShardLink, config: &Config, rng: &mut impl Rng) 
         }
         if clock::now() < due {
             continue;
+        }
+        if config.balance == Balance::Throughput {
+            link.held.measured(link.throughput_kbps()).await;
         }
         let result = match link.unwritten() {
             Some(_) => link.flush().await,

@@ -22,6 +22,7 @@ use crate::{
         lease::{Checkpoint, CheckpointGoesBack, Lease, LeaseWrite, Tenure},
         record::Batch,
         shard::{Position, ShardId},
+        throughput::Meter,
         watermark::Watermark,
     },
     error::{CheckpointError, LeaseLost},
@@ -74,6 +75,7 @@ pub(super) struct Terms {
 #[derive(Debug)]
 struct Progress {
     watermark: Watermark,
+    meter: Meter,
     /// What the row holds.
     stored: Checkpoint,
     /// When a checkpoint was last written.
@@ -97,6 +99,7 @@ impl ShardLink {
     pub(super) fn new(held: HeldLease, row: &Lease, store: Arc<dyn LeaseStore>, terms: Terms) -> Self {
         let progress = Progress {
             watermark: Watermark::new(row.checkpoint.position().cloned()),
+            meter: Meter::new(row.throughput_kbps, clock::now()),
             stored: row.checkpoint.clone(),
             written_at: None,
             write_after: clock::now(),
@@ -139,6 +142,7 @@ impl ShardLink {
     pub(super) fn deliver(&self, batch: &Batch) {
         let mut progress = self.progress();
         progress.watermark.delivered(batch.records().iter().map(|record| record.position().clone()));
+        progress.meter.add(batch.records().iter().map(|record| record.data().len()).sum());
         drop(progress);
         self.count(batch);
         self.set_busy(true);
@@ -231,6 +235,11 @@ impl ShardLink {
 
     pub(super) fn is_hungry(&self) -> bool {
         self.is_hungry.load(Ordering::Acquire)
+    }
+
+    /// What the shard brings, in KiB/s.
+    pub(super) fn throughput_kbps(&self) -> f64 {
+        self.progress().meter.read(clock::now())
     }
 
     fn acknowledge(&self, with: impl FnOnce(&mut Watermark)) {
@@ -385,37 +394,20 @@ impl ShardLink {
         self.terms.keep_on_drain && self.is_draining() && !self.held.is_asked()
     }
 
-    /// Ends the holding as the worker's configuration says. A lease that was asked for is handed over.
+    /// Ends the holding at the watermark, as the worker's configuration says: the lease is given up, or stays
+    /// in our name and is marked as left. One that was asked for is handed over. The holding ends in any case.
     pub(super) async fn give_up(&self) -> Result<(), CheckpointError> {
-        match self.is_kept() {
-            true => self.retain().await,
-            false => self.release().await,
-        }
-    }
-
-    /// Gives the lease up at the watermark, or hands it over. The holding ends in any case.
-    pub(super) async fn release(&self) -> Result<(), CheckpointError> {
-        let to = self.unwritten();
+        let (to, kept) = (self.unwritten(), self.is_kept());
         let result = self
             .persist_until(self.give_up_until(), |tenure| {
                 // The watermark may have been written meanwhile by a write in doubt.
                 let last = to.clone().filter(|to| *to > tenure.row().checkpoint);
-                tenure.release(last)
+                if kept { tenure.leave(last) } else { tenure.release(last) }
             })
             .await;
         if let (Ok(()), Some(to)) = (&result, to) {
             self.written(to);
         }
-        self.held.lose(LeaseLost::Released);
-        result
-    }
-
-    /// Writes what is acknowledged and ends the holding, but leaves the lease in our name.
-    pub(super) async fn retain(&self) -> Result<(), CheckpointError> {
-        let result = match self.unwritten() {
-            Some(to) => self.persist(|tenure| forward(tenure, &to)).await,
-            None => Ok(()),
-        };
         self.held.lose(LeaseLost::Released);
         result
     }

@@ -61,6 +61,8 @@ async fn doubling_and_halving_the_shards_under_load_keeps_order_and_ends_even() 
     let (repeats, disorder) = stage.repeats_and_disorder();
     assert!(disorder.is_empty(), "{disorder:?}");
     assert_eq!(repeats, 0);
+    let (stayed, went) = stage.stayed_and_went();
+    assert!(stayed > went * 5, "{stayed} children stayed with the worker of their parent, {went} went");
 }
 
 /// The writes of one worker that holds 16 leases, for each of them a minute, and the most in a tenth of a

@@ -13,8 +13,8 @@ use std::{
 
 use async_trait::async_trait;
 use kinesis_consumer::{
-    Config, HandOff, InitialPosition, Lease, LeaseKey, LeaseWrite, Ordering, OwnerChange, Record, Report,
-    Worker, WorkerError, WorkerHandle,
+    Checkpoint, Config, HandOff, InitialPosition, Lease, LeaseKey, LeaseWrite, Mark, Ordering, OwnerChange,
+    Record, Report, ShardId, Worker, WorkerError, WorkerHandle, WorkerId,
     io::{
         LeaseError, LeaseStore,
         memory::{MemoryLeaseStore, MemoryStream},
@@ -63,6 +63,33 @@ struct Shared {
     /// Writes in each tenth of a second since the stage was made.
     writes_in: Mutex<BTreeMap<u64, u64>>,
     seen: Mutex<Seen>,
+    lineage: Mutex<Lineage>,
+}
+
+/// Who read parents to their ends, and whether their children began with the same worker.
+#[derive(Default)]
+struct Lineage {
+    ended_by: BTreeMap<ShardId, WorkerId>,
+    stayed: usize,
+    went: usize,
+}
+
+impl Lineage {
+    fn wrote(&mut self, before: &Lease, write: &LeaseWrite) {
+        if matches!(write.mark(), Some(Mark::Done(Checkpoint::ShardEnd)))
+            && let Some(holder) = write.holder()
+        {
+            self.ended_by.insert(before.key.shard(), holder.clone());
+        }
+        let OwnerChange::Set { owner, .. } = write.owner() else { return };
+        if before.parents.is_empty() || before.counter > 0 {
+            return;
+        }
+        match before.parents.iter().any(|parent| self.ended_by.get(parent) == Some(owner)) {
+            true => self.stayed += 1,
+            false => self.went += 1,
+        }
+    }
 }
 
 /// What the handlers saw of the records of each partition key, whose payloads count from 1.
@@ -141,8 +168,12 @@ impl LeaseStore for Counted {
         tokio::time::sleep(LATENCY).await;
         let tenth = self.stage.began.elapsed().as_millis() / 100;
         *self.stage.writes_in.lock().expect("no panic").entry(tenth as u64).or_default() += 1;
+        let before = self.table.get(write.key()).await?;
         let result = self.table.write(write).await;
         self.settled(&result);
+        if let (Ok(()), Some(before)) = (&result, before) {
+            self.stage.lineage.lock().expect("no panic").wrote(&before, write);
+        }
         if result.is_ok() && matches!(write.owner(), OwnerChange::Set { .. }) {
             self.count(|calls| &calls.claims, 1);
         }
@@ -192,6 +223,7 @@ impl Stage {
                 all: Calls::default(),
                 writes_in: Mutex::default(),
                 seen: Mutex::default(),
+                lineage: Mutex::default(),
             }),
             config,
             put: BTreeMap::new(),
@@ -255,6 +287,12 @@ impl Stage {
     pub(crate) fn repeats_and_disorder(&self) -> (u64, Vec<String>) {
         let seen = self.shared.seen.lock().expect("no panic");
         (seen.repeats, seen.disorder.clone())
+    }
+
+    /// How many children began with a worker that had read a parent, and how many with another.
+    pub(crate) fn stayed_and_went(&self) -> (usize, usize) {
+        let lineage = self.shared.lineage.lock().expect("no panic");
+        (lineage.stayed, lineage.went)
     }
 
     pub(crate) fn calls(&self) -> &Calls {

@@ -87,6 +87,7 @@ pub(super) fn kind(write: &LeaseWrite) -> String {
     };
     let verb = match (write.owner(), write.mark()) {
         (OwnerChange::Set { .. }, _) => "claim",
+        (OwnerChange::Leave, _) => "leave",
         (OwnerChange::Remove, _) => "release",
         (OwnerChange::Transfer, _) => "hand over",
         (OwnerChange::Keep, None) => "renew",
@@ -162,7 +163,7 @@ impl State {
                 self.violate(&seat.name, format!("was allowed to {kind} {shard}, which is {now}"));
             }
             change => {
-                let gone = matches!(change, OwnerChange::Remove | OwnerChange::Transfer);
+                let gone = matches!(change, OwnerChange::Leave | OwnerChange::Remove | OwnerChange::Transfer);
                 if gone && let Some(row) = self.rows.get_mut(&shard) {
                     row.holder = None;
                 }

@@ -8,6 +8,7 @@ mod health;
 mod health_file;
 mod operator;
 mod reading;
+mod rejoin;
 mod shard_end;
 mod signals;
 mod start;

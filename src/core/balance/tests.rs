@@ -17,6 +17,8 @@ fn limits() -> Limits {
         max_leases: usize::MAX,
         max_steals: usize::MAX,
         failover_time: FAILOVER,
+        rejoin_grace: Duration::ZERO,
+        balance: Balance::Count,
         patience: FAILOVER * 3,
         hand_off_timeout: FAILOVER * 4,
     }
@@ -422,4 +424,190 @@ fn a_lease_that_is_leaving_takes_room_until_it_has_left() {
     let plan =
         by(&"a".into(), &held, |me| plan(&view, me, &limits, table.now, &mut StdRng::seed_from_u64(1)));
     assert_eq!((plan.claims.len(), plan.left_over.len()), (0, 0));
+}
+
+/// `worker` stopped on purpose and left its leases to itself.
+fn left_by(worker: &str, table: Table) -> Table {
+    let left = |lease: &Lease| match lease.owner.as_ref().is_some_and(|owner| owner.as_str() == worker) {
+        true => Lease { left_at: Some(lease.counter), ..lease.clone() },
+        false => lease.clone(),
+    };
+    let (mut view, now) = (table.view, table.now);
+    view.observe(view.leases().map(left).collect(), now);
+    Table { view, now }
+}
+
+/// What `me` claims although it holds nothing.
+fn returning(table: &Table, me: &str, limits: &Limits) -> Vec<(usize, Reason)> {
+    let nothing = BTreeSet::new();
+    let rng = &mut StdRng::seed_from_u64(1);
+    let plan = by(&me.into(), &nothing, |me| plan(&table.view, me, limits, table.now, rng));
+    let reasons: Vec<Reason> = plan.claims.iter().map(|claim| claim.reason.clone()).collect();
+    keys(&plan).into_iter().zip(reasons).collect()
+}
+
+#[test]
+fn a_worker_that_comes_back_takes_what_it_left_at_once_and_all_of_it() {
+    let table = left_by("a", table("a: 1 2 3 | b: 4"));
+    let claims = returning(&table, "a", &limits());
+    assert_eq!(claims, [1, 2, 3].map(|n| (n, Reason::Returned)));
+    let bounded = returning(&table, "a", &Limits { max_leases: 2, ..limits() });
+    assert_eq!(bounded.len(), 2);
+}
+
+#[test]
+fn a_lease_written_since_it_was_left_is_not_left_any_more() {
+    let mut table = left_by("a", table("a: 1 | b: 2"));
+    let renewed = |lease: &Lease| Lease { counter: lease.counter + 1, ..lease.clone() };
+    table.view.observe(table.view.leases().map(renewed).collect(), table.now);
+    assert_eq!(returning(&table, "a", &limits()), []);
+}
+
+#[test]
+fn what_a_worker_left_counts_as_its_load_and_is_taken_by_nobody_before_its_grace_is_over() {
+    let grace = Limits { rejoin_grace: FAILOVER * 3, ..limits() };
+    let rested = |table: Table, time: Duration| {
+        let now = table.now + time;
+        let (mut view, renewed) = (table.view, |lease: &Lease| match lease.is_left() {
+            true => lease.clone(),
+            false => Lease { counter: lease.counter + 1, ..lease.clone() },
+        });
+        view.observe(view.leases().map(renewed).collect(), now);
+        Table { view, now }
+    };
+    let table = rested(left_by("a", table("a: 1 2 3 | b: 4 5 6")), FAILOVER * 4 - Duration::from_millis(1));
+    let (b, joiner) = (table.plan("b", &grace), table.plan("c", &grace));
+    assert_eq!((b.claims.len(), b.workers), (0, 2));
+    assert_eq!((joiner.claims.len(), joiner.workers), (1, 3));
+    assert!(keys(&joiner).iter().all(|n| *n > 3), "{joiner:?}");
+    let table = rested(table, Duration::from_millis(1));
+    assert_eq!(keys(&table.plan("b", &grace)), [1, 2, 3]);
+}
+
+#[test]
+fn within_the_grace_a_crashed_worker_takes_its_own_leases_once_they_have_expired() {
+    let table = table("expired: 1 2 | b: 3 4");
+    let grace = Limits { rejoin_grace: FAILOVER, ..limits() };
+    assert_eq!(table.plan("b", &grace).claims, []);
+    assert_eq!(returning(&table, "dead", &grace), [1, 2].map(|n| (n, Reason::Expired)));
+}
+
+/// Two children of a shard that `a` has just finished.
+fn split_by(a: &str, others: &str) -> Table {
+    let before = table(&format!("{a}: 1 | {others}"));
+    let (mut view, now) = (before.view, before.now);
+    let finished = |lease: &Lease| match lease.key == (&shard(1)).into() {
+        true => Lease { owner: None, checkpoint: Checkpoint::ShardEnd, counter: 1, ..lease.clone() },
+        false => lease.clone(),
+    };
+    let child = |n| Lease { parents: [shard(1)].into(), ..Lease::new(&shard(n), Checkpoint::TrimHorizon) };
+    view.observe(view.leases().map(finished).chain([child(8), child(9)]).collect(), now);
+    Table { view, now }
+}
+
+#[test]
+fn children_are_left_for_a_look_to_the_holder_of_their_parent_if_it_has_room() {
+    let table = split_by("a", "a: 2 | b: 3 4 | c: 5 6");
+    // Eight leases, three workers: each may have three.
+    assert_eq!(keys(&table.plan("a", &limits())), [8, 9]);
+    assert_eq!(keys(&table.plan("b", &limits())).len(), 0);
+    let later = Table { now: table.now + limits().patience / 2, view: table.view };
+    let limits = Limits { failover_time: FAILOVER * 9, ..limits() };
+    assert_eq!(keys(&later.plan("b", &limits)).len(), 1);
+}
+
+#[test]
+fn children_whose_parents_holder_has_its_share_are_anyones() {
+    let table = split_by("a", "a: 2 3 4 | b: 5 | c: 6");
+    assert_eq!(keys(&table.plan("b", &limits())), [8, 9]);
+    let dead = split_by("dead", "b: 3 | c: 5");
+    assert_eq!(keys(&dead.plan("b", &limits())).len(), 1);
+}
+
+/// A fleet that balances by throughput, each worker in turn, until a whole round claims nothing; the owners
+/// then, and how many leases moved.
+fn settle_by_throughput(
+    rates: &[u32],
+    mut owners: Vec<usize>,
+    workers: usize,
+    seed: u64,
+) -> (Vec<usize>, usize) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let limits = Limits { balance: Balance::Throughput, ..limits() };
+    let (now, name) = (Instant::now(), |w: usize| WorkerId::from(format!("w{w}")));
+    let mut moves = 0;
+    for _ in 0..200 {
+        let before = moves;
+        for me in 0..workers {
+            let lease = |n: usize| Lease {
+                owner: Some(name(owners[n])),
+                throughput_kbps: Some(f64::from(rates[n])),
+                ..Lease::new(&shard(n), Checkpoint::TrimHorizon)
+            };
+            let mut view = LeaseView::default();
+            view.observe((0..rates.len()).map(lease).collect(), now);
+            let mine = (0..rates.len()).filter(|n| owners[*n] == me).map(|n| (&shard(n)).into()).collect();
+            let plan = by(&name(me), &mine, |me| plan(&view, me, &limits, now, &mut rng));
+            for n in keys(&plan) {
+                owners[n] = me;
+                moves += 1;
+            }
+        }
+        if moves == before {
+            return (owners, moves);
+        }
+    }
+    panic!("leases move without end: {rates:?}");
+}
+
+/// The load of each worker.
+fn sums(rates: &[u32], owners: &[usize], workers: usize) -> Vec<u32> {
+    let of = |w| rates.iter().zip(owners).filter(move |(_, owner)| **owner == w).map(|(rate, _)| rate);
+    (0..workers).map(|w| of(w).sum()).collect()
+}
+
+#[test]
+fn by_throughput_one_hot_shard_weighs_as_much_as_many_cold_ones() {
+    let rates = [900, 100, 100, 100, 100, 100, 100, 100, 100, 100];
+    let (owners, moves) = settle_by_throughput(&rates, vec![0, 0, 0, 0, 0, 1, 1, 1, 1, 1], 2, 1);
+    let sums = sums(&rates, &owners, 2);
+    assert!(sums.iter().all(|sum| (780..=1020).contains(sum)), "{sums:?}");
+    assert!(moves <= 5, "{moves}");
+}
+
+#[test]
+fn by_throughput_idle_shards_are_spread_by_number() {
+    let (owners, _) = settle_by_throughput(&[0; 9], vec![0; 9], 3, 1);
+    let counts = sums(&[1; 9], &owners, 3);
+    assert_eq!(counts, [3, 3, 3]);
+    let (owners, _) = settle_by_throughput(&[0; 2], vec![0; 2], 3, 1);
+    assert_ne!(owners[0], owners[1]);
+}
+
+#[test]
+fn by_throughput_a_difference_within_a_tenth_is_left_alone() {
+    let rates = [100, 100, 105, 105];
+    assert_eq!(settle_by_throughput(&rates, vec![0, 0, 1, 1], 2, 1).1, 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn by_throughput_repeated_plans_reach_a_fixed_point_with_no_more_than_a_heavy_lease_between(
+        rates in prop::collection::vec(0u32..5000, 1..80),
+        workers in 1usize..9,
+        all_on_one: bool,
+        seed: u64,
+    ) {
+        let owners = (0..rates.len()).map(|n| if all_on_one { 0 } else { n % workers }).collect();
+        let (owners, moves) = settle_by_throughput(&rates, owners, workers, seed);
+        prop_assert!(moves <= rates.len() * 3, "{} moves", moves);
+        let sums = sums(&rates, &owners, workers);
+        let mean = f64::from(rates.iter().sum::<u32>()) / workers as f64;
+        let heaviest = f64::from(*rates.iter().max().expect("a rate"));
+        // Idle shards weigh a tenth of the mean lease.
+        let most = 1.35 * mean + heaviest + 10.0;
+        prop_assert!(sums.iter().all(|sum| f64::from(*sum) <= most), "{:?}, mean {}", sums, mean);
+    }
 }

@@ -29,6 +29,7 @@ impl Lease {
             owner: OwnerChange::Set { owner: me.clone(), switched },
             mark: None,
             children: BTreeSet::new(),
+            throughput_kbps: None,
         }
     }
 
@@ -61,6 +62,7 @@ impl Lease {
                 row.hands_over = Some(owner.clone());
                 row.owner_switches += u64::from(*switched);
             }
+            OwnerChange::Leave => row.left_at = Some(row.counter),
             OwnerChange::Remove => (row.owner, row.checkpoint_owner) = (None, None),
             OwnerChange::Transfer => row.checkpoint_owner = None,
         }
@@ -84,6 +86,7 @@ impl Lease {
                 row.reset_millis = Some(reset.at_millis);
             }
         }
+        row.throughput_kbps = write.throughput_kbps.or(row.throughput_kbps);
         if !write.children.is_empty() {
             row.children.clone_from(&write.children);
         }
@@ -153,6 +156,7 @@ pub struct LeaseWrite {
     owner: OwnerChange,
     mark: Option<Mark>,
     children: BTreeSet<ShardId>,
+    throughput_kbps: Option<f64>,
 }
 
 /// What a write does to the owner.
@@ -167,6 +171,8 @@ pub enum OwnerChange {
         /// Whether another worker held the lease before, which is counted in the row.
         switched: bool,
     },
+    /// Leaves it, and marks the lease as left: the next worker of this name may claim it at once.
+    Leave,
     /// Removes it: anyone may claim the lease at once.
     Remove,
     /// Completes a hand-off: the next owner, already named in the row, holds the lease from now on.
@@ -197,6 +203,7 @@ impl LeaseWrite {
             owner: OwnerChange::Remove,
             mark,
             children: BTreeSet::new(),
+            throughput_kbps: None,
         }
     }
 
@@ -238,6 +245,11 @@ impl LeaseWrite {
         &self.children
     }
 
+    /// The throughput to note in the row; none to leave it.
+    pub fn throughput_kbps(&self) -> Option<f64> {
+        self.throughput_kbps
+    }
+
     /// Whether `row` meets the condition of this write.
     pub fn is_allowed_on(&self, row: &Lease) -> bool {
         let held = row.holder() == self.holder.as_ref() && row.checkpoint_owner == self.handing_over;
@@ -252,6 +264,7 @@ impl LeaseWrite {
         // A request for the lease may have come after the write: it leaves the holder and the counter.
         let owned = match &self.owner {
             OwnerChange::Keep => row.holder() == Some(me),
+            OwnerChange::Leave => row.holder() == Some(me) && row.is_left(),
             OwnerChange::Set { owner, .. } => row.holder() == Some(owner),
             OwnerChange::Remove => row.holder().is_none(),
             OwnerChange::Transfer => row.holder().is_some_and(|holder| holder != me),
@@ -277,6 +290,7 @@ pub struct Tenure {
     row: Lease,
     me: WorkerId,
     proven_at: Instant,
+    throughput_kbps: Option<f64>,
 }
 
 /// A checkpoint that would go back, or into the future.
@@ -295,7 +309,8 @@ impl Tenure {
     pub fn begin(seen: &Lease, claim: &LeaseWrite, sent_at: Instant) -> Option<Self> {
         match &claim.owner {
             OwnerChange::Set { owner, .. } if claim.key == seen.key => {
-                Some(Self { row: seen.after(claim), me: owner.clone(), proven_at: sent_at })
+                let (row, me) = (seen.after(claim), owner.clone());
+                Some(Self { row, me, proven_at: sent_at, throughput_kbps: None })
             }
             _ => None,
         }
@@ -331,7 +346,13 @@ impl Tenure {
             owner: OwnerChange::Keep,
             mark: None,
             children: BTreeSet::new(),
+            throughput_kbps: self.throughput_kbps,
         }
+    }
+
+    /// Lets every write from now on note this throughput. It makes no write of its own.
+    pub fn measured(&mut self, throughput_kbps: f64) {
+        self.throughput_kbps = Some(throughput_kbps).filter(|kbps| kbps.is_finite());
     }
 
     /// The write that only raises the counter.
@@ -370,14 +391,30 @@ impl Tenure {
     /// The write that gives the lease up, with a last checkpoint if there is one to move: to the next owner
     /// if one asked for it, else to anyone.
     ///
+    /// To nobody in particular: a chosen worker would learn of it at its next look, as all do of a free lease,
+    /// and the lease would wait for its expiry if that worker were just stopping too.
+    ///
     /// # Errors
     /// If the last checkpoint is behind the stored one.
     pub fn release(&self, last: Option<Checkpoint>) -> Result<LeaseWrite, CheckpointGoesBack> {
-        if let Some(to) = &last {
+        self.last(last, OwnerChange::Remove)
+    }
+
+    /// The write of a holder that stops and will come back under its name: it keeps the lease, with a last
+    /// checkpoint if there is one to move. Handed over all the same if another worker asked for it.
+    ///
+    /// # Errors
+    /// If the last checkpoint is behind the stored one.
+    pub fn leave(&self, last: Option<Checkpoint>) -> Result<LeaseWrite, CheckpointGoesBack> {
+        self.last(last, OwnerChange::Leave)
+    }
+
+    fn last(&self, to: Option<Checkpoint>, owner: OwnerChange) -> Result<LeaseWrite, CheckpointGoesBack> {
+        if let Some(to) = &to {
             self.forward(to)?;
         }
-        let owner = if self.row.is_leaving(&self.me) { OwnerChange::Transfer } else { OwnerChange::Remove };
-        Ok(LeaseWrite { mark: last.map(|to| self.mark(to)), owner, ..self.write() })
+        let owner = if self.row.is_leaving(&self.me) { OwnerChange::Transfer } else { owner };
+        Ok(LeaseWrite { mark: to.map(|to| self.mark(to)), owner, ..self.write() })
     }
 
     /// A prepared checkpoint stays until one as far as it is in force: work before it may be acknowledged.

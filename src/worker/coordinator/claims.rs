@@ -127,7 +127,13 @@ impl Coordinator {
         for ask in asked {
             let Ok(row) = self.parts.store.get(ask.key()).await else { continue };
             match row {
-                Some(row) if row.is_coming_to(&me) => {}
+                Some(row) if row.is_coming_to(&me) && !row.is_left() => {}
+                // Its holder stopped before it saw the request.
+                Some(row) if row.is_coming_to(&me) => {
+                    let reason = Reason::Stolen { from: ask.from().clone() };
+                    arrived.push(Claim { key: row.key.clone(), reason, ask: false });
+                    self.view.note(row, clock::now());
+                }
                 Some(row) if row.holder() == Some(&me) && !row.is_finished() => {
                     let reason = Reason::HandedOver { from: ask.from().clone() };
                     arrived.push(Claim { key: row.key.clone(), reason, ask: false });
