@@ -1,20 +1,20 @@
 """Servers, clients and stacks for the tests of what is deployed. `.ci/deploy.sh` installs and runs them."""
 
+import copy
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
-from pathlib import Path
 
 import boto3
 import pytest
 import requests
 
+import manifests
 import templates
+from templates import BIN
 
 REGION = "us-east-1"
-BIN = Path(sys.executable).parent
 
 
 def free_port():
@@ -101,3 +101,25 @@ def aws(moto):
     requests.post(f"{moto}/moto-api/reset-auth", data="1e9", timeout=30).raise_for_status()
     requests.post(f"{moto}/moto-api/reset", timeout=30).raise_for_status()
     return Aws(moto)
+
+
+@pytest.fixture(scope="session")
+def rendered(tmp_path_factory):
+    """Renders an overlay, or the base with one component; once."""
+    known = {}
+
+    def one(name):
+        if name == "base":
+            folder = manifests.FOLDER / "base"
+        elif name in manifests.OVERLAYS:
+            folder = manifests.FOLDER / "overlays" / name
+        else:
+            folder = tmp_path_factory.mktemp(name)
+            up = "../" * (len(folder.parts) - 1) + str(manifests.FOLDER)[1:]
+            (folder / "kustomization.yaml").write_text(
+                f"resources: [{up}/base]\ncomponents: [{up}/components/{name}]\n")
+        if name not in known:
+            known[name] = manifests.render(folder)
+        return copy.deepcopy(known[name])
+
+    return one

@@ -11,10 +11,11 @@ import jsonschema
 import kubernetes_validate
 import yaml
 
-from conftest import BIN
-from templates import ROOT
+from templates import BIN, ROOT
 
 FOLDER = ROOT / "k8s"
+COMPONENTS = sorted(folder.name for folder in (FOLDER / "components").iterdir())
+OVERLAYS = sorted(folder.name for folder in (FOLDER / "overlays").iterdir())
 SERVICE = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "debug" / "examples" / "service"
 # The oldest and the newest that clusters run, and one between.
 VERSIONS = ["1.30", "1.33", "1.37"]

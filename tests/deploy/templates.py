@@ -2,12 +2,15 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import botocore.session
 from cfnlint.decode import cfn_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+# Where the tools are.
+BIN = Path(sys.executable).parent
 FOLDER = ROOT / "cloudformation"
 NO_VALUE = object()
 PSEUDO = {

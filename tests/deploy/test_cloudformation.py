@@ -9,7 +9,7 @@ import botocore.session
 import pytest
 
 import templates
-from conftest import BIN
+from templates import BIN
 
 STREAM_ARN = "arn:aws:kinesis:us-east-1:123456789012:stream/cart-queue"
 TABLE_ARN = "arn:aws:dynamodb:us-east-1:123456789012:table/cart-worker"

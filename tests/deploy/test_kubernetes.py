@@ -1,6 +1,5 @@
 """The manifests in k8s/: each rendering held against the API's schemas and against our own rules."""
 
-import copy
 import json
 import os
 import shutil
@@ -13,31 +12,7 @@ import pytest
 
 import manifests
 
-COMPONENTS = sorted(folder.name for folder in (manifests.FOLDER / "components").iterdir())
-OVERLAYS = sorted(folder.name for folder in (manifests.FOLDER / "overlays").iterdir())
-RENDERINGS = ["base", *OVERLAYS, *COMPONENTS]
-
-
-@pytest.fixture(scope="session")
-def rendered(tmp_path_factory):
-    """Renders an overlay, or the base with one component; once."""
-    known = {}
-
-    def one(name):
-        if name == "base":
-            folder = manifests.FOLDER / "base"
-        elif name in OVERLAYS:
-            folder = manifests.FOLDER / "overlays" / name
-        else:
-            folder = tmp_path_factory.mktemp(name)
-            up = "../" * (len(folder.parts) - 1) + str(manifests.FOLDER)[1:]
-            (folder / "kustomization.yaml").write_text(
-                f"resources: [{up}/base]\ncomponents: [{up}/components/{name}]\n")
-        if name not in known:
-            known[name] = manifests.render(folder)
-        return copy.deepcopy(known[name])
-
-    return one
+RENDERINGS = ["base", *manifests.OVERLAYS, *manifests.COMPONENTS]
 
 
 @pytest.mark.parametrize("version", manifests.VERSIONS)
