@@ -9,7 +9,7 @@
 //! |---|---|
 //! | (none) | consumes until SIGTERM or Ctrl-C |
 //! | `config` | says what the settings are, as JSON, and what is wrong with them; reaches nothing |
-//! | `healthcheck` | the probe, without a shell: exit code 0 fresh, 1 stale, 2 missing, 3 wrong usage |
+//! | `healthcheck --file FILE` | the probe, without a shell: exit code 0 fresh, 1 stale, 2 missing; see [`health::cli`] |
 //!
 //! Exit codes: 0 stopped in order, 1 could not go on, 2 the settings are wrong.
 
@@ -21,7 +21,6 @@ use std::{
     error::Error,
     io::{self, Write},
     process::ExitCode,
-    time::Duration,
 };
 
 use aws_config::{BehaviorVersion, SdkConfig};
@@ -54,20 +53,19 @@ fn worker(settings: &Settings, aws: &SdkConfig) -> Result<Worker, kinesis_consum
         .each(Ordering::Shard, move |record| async move { Ok(handle(record, print).await?) })
 }
 
-// Waiting for AWS takes no core, and a node has many. Give it more if your work is on the CPU.
-#[tokio::main(worker_threads = 2)]
-async fn main() -> ExitCode {
-    let arguments: Vec<String> = env::args().skip(1).collect();
-    match arguments.first().map(String::as_str) {
+fn main() -> ExitCode {
+    if let Some(code) = health::cli() {
+        return code;
+    }
+    match env::args().nth(1).as_deref() {
         None => {}
-        Some("healthcheck") => return healthcheck(&arguments[1..]),
         Some("config") => return show_settings(),
         Some(other) => {
             eprintln!("{other}: no such command; there are config and healthcheck");
             return ExitCode::from(WRONG_SETTINGS);
         }
     }
-    match consume().await {
+    match consume() {
         Ok(code) => code,
         Err(cause) => {
             error!(error = causes(&*cause), "the consumer ends");
@@ -76,6 +74,8 @@ async fn main() -> ExitCode {
     }
 }
 
+// Waiting for AWS takes no core, and a node has many. Give it more if your work is on the CPU.
+#[tokio::main(worker_threads = 2)]
 async fn consume() -> Result<ExitCode, Box<dyn Error>> {
     let settings = match settings::load(env::vars()) {
         Ok(settings) => settings,
@@ -121,40 +121,6 @@ fn refused(problems: &[String]) -> ExitCode {
         eprintln!("{problem}");
     }
     ExitCode::from(WRONG_SETTINGS)
-}
-
-/// `healthcheck [--file FILE] [--max-age AGE]`; the file is by default that of the settings.
-fn healthcheck(arguments: &[String]) -> ExitCode {
-    let mut file = env::var("CONSUMER_HEALTH_FILE").ok();
-    let mut max_age = Duration::from_secs(30);
-    for pair in arguments.chunks(2) {
-        match pair {
-            [name, path] if name == "--file" => file = Some(path.clone()),
-            [name, age] if name == "--max-age" => match settings::duration(age) {
-                Ok(age) => max_age = age,
-                Err(error) => return unusable(&format!("--max-age {age}: {error}")),
-            },
-            _ => return unusable("usage: healthcheck [--file FILE] [--max-age AGE]"),
-        }
-    }
-    let Some(file) = file else { return unusable("no --file, and no CONSUMER_HEALTH_FILE") };
-    match health::check(&file, max_age) {
-        Ok(verdict) if verdict.is_fresh() => ExitCode::SUCCESS,
-        Ok(health::Verdict::Missing) => {
-            eprintln!("{file} is missing: the worker has not initialised, or has stopped");
-            ExitCode::from(2)
-        }
-        Ok(verdict) => {
-            eprintln!("{file}: {verdict:?}, allowed are {max_age:?}");
-            ExitCode::from(1)
-        }
-        Err(error) => unusable(&format!("{file}: {error}")),
-    }
-}
-
-fn unusable(why: &str) -> ExitCode {
-    eprintln!("{why}");
-    ExitCode::from(3)
 }
 
 /// The error and what caused it, in one line.

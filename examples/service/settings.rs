@@ -4,7 +4,7 @@
 //! of [`Config`], and four of the service itself. A name that is none is refused, so that a typing error cannot
 //! turn into a default; a name of the Java KCL is refused with the one to use.
 
-use std::{collections::BTreeMap, fs, time::Duration};
+use std::{collections::BTreeMap, fs};
 
 use kinesis_consumer::Config;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -114,13 +114,6 @@ fn typed<T: DeserializeOwned>(name: &str, text: &str) -> Result<Value, serde_jso
         Ok(value) => takes(&value).map(|()| value),
         Err(_) => Err(error),
     }
-}
-
-/// A duration as settings write it, `30s`.
-pub(crate) fn duration(text: &str) -> Result<Duration, serde_json::Error> {
-    #[derive(Deserialize)]
-    struct Written(#[serde(with = "humantime_serde")] Duration);
-    serde_json::from_value(Value::String(text.to_owned())).map(|Written(duration)| duration)
 }
 
 /// The fields of plain data. Defaults included, so that the keys are all the names that there are.

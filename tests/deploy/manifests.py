@@ -175,6 +175,10 @@ def image(r):
 def probes(r, config):
     """The probe looks at the file that the worker writes, and not more strictly than the worker can hold."""
     file = config["health_file"]
+    idle = 5 * seconds(config["idle_time_between_reads"])
+    allowed = seconds(config["health_max_age"]) if config["health_max_age"] else max(30, idle)
+    if allowed < idle:
+        yield f"probe: health_max_age {allowed} s is less than five times idle_time_between_reads"
     mounts = {mount["name"]: mount["mountPath"] for mount in r.container.get("volumeMounts", [])}
     volumes = {volume["name"]: volume for volume in r.pod.get("volumes", [])}
     writable = [path for name, path in mounts.items() if "emptyDir" in volumes.get(name, {})]
@@ -191,14 +195,14 @@ def probes(r, config):
             folder, base, minutes = re.search(r"find (\S+) .*-name (\S+) .*-mmin -([\d.]+)", command[2]).groups()
             probed, age = f"{folder}/{base}", float(minutes) * 60
         else:
-            options = dict(zip(command[2::2], command[3::2]))
+            options = dict(zip(command[2:], command[3:]))
             probed = options.get("--file")
-            age = seconds(options.get("--max-age", config.get("health_max_age") or "30s"))
+            age = seconds(options["--max-age"]) if "--max-age" in options else allowed
         if probed != file:
             yield f"health file: {name} looks at {probed}, the worker touches {file}"
         # A fraction below, as the reference system writes 5 s in minutes.
-        if age < 5 * seconds(config["idle_time_between_reads"]) * 0.99:
-            yield f"probe: {name} allows {age} s, less than five times idle_time_between_reads"
+        if abs(age - allowed) > 0.01 * allowed:
+            yield f"probe: {name} allows {age:.0f} s, the worker's health_max_age is {allowed:.0f} s"
         if probe.get("timeoutSeconds", 1) < 2:
             yield f"probe: {name} times out after a second, which a busy node exceeds"
     if "terminationGracePeriodSeconds" in r.container.get("readinessProbe", {}):

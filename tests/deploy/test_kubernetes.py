@@ -105,7 +105,9 @@ SEEDS = {
         "base", edit("c['livenessProbe']['exec']['command'] = ['sh', '-c', 'find /run/consumer -name health -mmin -1']"),
         "probe: livenessProbe runs sh"),
     "a probe stricter than the pause between reads": (
-        "base", setting("CONSUMER_IDLE_TIME_BETWEEN_READS", "10s"), "probe: livenessProbe allows 30.0 s"),
+        "base", setting("CONSUMER_IDLE_TIME_BETWEEN_READS", "10s"), "probe: health_max_age 30.0 s"),
+    "a probe stricter than the worker": (
+        "zozo-compat", setting("CONSUMER_HEALTH_MAX_AGE", "60s"), "probe: livenessProbe allows 5 s"),
     "a grace that belongs to liveness": (
         "base", edit("c['readinessProbe']['terminationGracePeriodSeconds'] = 15"), "probe: a readiness probe has no"),
     "a start that is cut short": (

@@ -162,8 +162,8 @@ class Service:
         for line in self.process.stdout:
             self.records.append(json.loads(line))
 
-    def probe(self, max_age="30s"):
-        call = [SERVICE, "healthcheck", "--file", self.health, "--max-age", max_age]
+    def probe(self):
+        call = [SERVICE, "healthcheck", "--file", self.health]
         return subprocess.run(call, capture_output=True, timeout=30).returncode
 
     def stop(self):
