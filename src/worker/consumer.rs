@@ -14,7 +14,7 @@ use tokio::{
     sync::{Semaphore, mpsc},
     task::{JoinError, JoinSet},
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use crate::{
     clock,
@@ -124,7 +124,7 @@ impl Consumer {
                     () = past(&link) => break,
                     () = link.held.asked(), if !asked => {
                         asked = true;
-                        info!(shard = %link.shard, "another worker asks for the lease; handing it over");
+                        debug!(shard = %link.shard, "another worker asks for the lease; handing it over");
                         link.ask_to_drain(clock::now() + self.config.shutdown_timeout);
                     }
                     ended = user.join_next(), if user_end.is_none() => user_end = ended,

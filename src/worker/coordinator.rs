@@ -38,7 +38,7 @@ use crate::{
         Report,
         consumer::{Delivery, Exit, ExitHow},
         events::{Event, Sender},
-        faults::Faults,
+        faults::{FaultLogs, Faults},
         freeze::Gate,
         health::Vitals,
         health_file::HealthFile,
@@ -100,7 +100,10 @@ pub(super) struct Coordinator {
     /// Rows of faults of looks, of writes, and of listings of the shards.
     faults: Faults,
     write_faults: Faults,
+    table_faults: Faults,
     list_faults: Faults,
+    /// Those of the shards.
+    fault_logs: FaultLogs,
     backoff: Backoff,
     report: Report,
     stopped_by: Option<BoxError>,
@@ -145,6 +148,8 @@ impl Coordinator {
             left_over: BTreeSet::new(),
             faults: Faults::default(),
             write_faults: Faults::default(),
+            table_faults: Faults::default(),
+            fault_logs: FaultLogs::default(),
             list_faults: Faults::default(),
             backoff: Backoff::new(retry.0, retry.1),
             report: Report::default(),
@@ -257,8 +262,8 @@ impl Coordinator {
                 self.act(stop).await
             }
             Err(error) => {
-                if self.faults.failed() {
-                    warn!(%error, cause = cause(&error), "the lease table cannot be read; trying again");
+                if let Some(faults) = self.faults.failed() {
+                    warn!(faults, %error, cause = cause(&error), "the lease table cannot be read; trying again");
                 }
                 self.parts.vitals.table_answers(false);
                 if matches!(error, LeaseError::NoTable { .. }) {

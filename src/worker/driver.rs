@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use rand::{SeedableRng, rngs::StdRng};
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use crate::{
     config::Config,
@@ -26,7 +26,8 @@ pub(super) async fn drive<F: ProcessorFactory>(
     seed: u64,
 ) -> DriverEnd {
     let backoff = Backoff::new(config.retry_delay_min, config.retry_delay_max);
-    let retries = Retries { backoff, faults: Faults::default(), rng: StdRng::seed_from_u64(seed) };
+    let faults = shard.link().fault_logs.processing.row();
+    let retries = Retries { backoff, faults, rng: StdRng::seed_from_u64(seed) };
     let mut driver = Driver { context: shard.context(), shard, retries };
     let processor = match driver.create(factory.as_ref()).await {
         Ok(processor) => processor,
@@ -172,8 +173,8 @@ impl Driver {
         match failure {
             Failure::Retry(error) => {
                 let delay = self.retries.backoff.next(&mut self.retries.rng);
-                if self.retries.faults.failed() {
-                    warn!(%shard, %error, doing, ?delay, "failed; trying again");
+                if let Some(faults) = self.retries.faults.failed() {
+                    warn!(%shard, faults, %error, doing, ?delay, "failed; trying again");
                 }
                 match self.shard.pause(delay).await {
                     Ok(false) => After::Again,
@@ -198,7 +199,7 @@ impl Retries {
     fn reset(&mut self, shard: &Shard, doing: &'static str) {
         self.backoff.reset();
         if let Some(count) = self.faults.over() {
-            debug!(shard = %shard.id(), count, doing, "succeeds again");
+            info!(shard = %shard.id(), count, doing, "succeeds again");
         }
     }
 }

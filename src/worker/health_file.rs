@@ -57,7 +57,7 @@ impl HealthFile {
     }
 
     pub(super) fn writer(self) -> Writer {
-        Writer { file: self, faults: Faults::default(), told: None }
+        Writer { file: self, faults: Faults::once(), told: None }
     }
 }
 
@@ -106,7 +106,7 @@ impl Writer {
             }
             Err(error) => {
                 self.told = None;
-                if self.faults.failed() {
+                if self.faults.failed().is_some() {
                     warn!(path = %self.file.path.display(), %error, "health file not written; trying again");
                 }
             }

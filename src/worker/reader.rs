@@ -96,7 +96,8 @@ impl<R: Rng> Reader<R> {
         let mut place = Place { from: start.0, through: start.1 };
         let mut pacing = Pacing::new(Limits::aws(self.config.idle_time_between_reads));
         let mut iterator: Option<ShardIterator> = None;
-        let mut faults = Faults::default();
+        let mut faults = self.link.fault_logs.reads.row();
+        let mut aggregates = self.link.fault_logs.aggregates.row();
         let mut expected_bytes = 64 * 1024;
         let mut refusals = 0;
         let mut limit = self.config.max_records;
@@ -124,8 +125,8 @@ impl<R: Rng> Reader<R> {
                             pacing.on_page(now, 0, false);
                         }
                         SourceError::NoShard(_) if !self.is_gone(&mut refusals).await => {
-                            if faults.failed() {
-                                warn!(shard = %self.link.shard, "the shard's records cannot be found although it is \
+                            if let Some(faults) = faults.failed() {
+                                warn!(shard = %self.link.shard, faults, "the shard's records cannot be found although it is \
                                     listed; was the stream deleted and made again?");
                             }
                             iterator = None;
@@ -145,8 +146,8 @@ impl<R: Rng> Reader<R> {
                             pacing.on_throttle(now, &mut self.rng);
                         }
                         error => {
-                            if faults.failed() {
-                                warn!(shard = %self.link.shard, %error, cause = cause(&error), "read failed; trying again");
+                            if let Some(faults) = faults.failed() {
+                                warn!(shard = %self.link.shard, faults, %error, cause = cause(&error), "read failed; trying again");
                             }
                             // Perhaps a page was too large for the time that a call has: ten records can be.
                             limit = (limit / 2).max(1);
@@ -175,7 +176,7 @@ impl<R: Rng> Reader<R> {
             if let Some(last) = page.records.last() {
                 place.from = StartFrom::After(last.position().sequence.clone());
             }
-            let records = self.expand(page.records, &mut place.through);
+            let records = self.expand(page.records, &mut place.through, &mut aggregates);
             let ended = next.is_none();
             iterator = next;
             if records.is_empty() {
@@ -200,11 +201,21 @@ impl<R: Rng> Reader<R> {
     }
 
     /// The user's records in a page, without those that were delivered or done before.
-    fn expand(&self, page: Vec<Record>, through: &mut Option<Position>) -> Vec<Record> {
+    fn expand(
+        &self,
+        page: Vec<Record>,
+        through: &mut Option<Position>,
+        aggregates: &mut Faults,
+    ) -> Vec<Record> {
         let mut expanded = aggregation::expand(page, self.row.hash_range);
         if expanded.dropped + expanded.broken > 0 {
             let (dropped, broken) = (expanded.dropped, expanded.broken);
-            warn!(shard = %self.link.shard, dropped, broken, "aggregated records of another shard, or broken, left out");
+            match aggregates.failed() {
+                Some(pages) => {
+                    warn!(shard = %self.link.shard, pages, dropped, broken, "aggregated records of another shard, or broken, left out");
+                }
+                None => debug!(shard = %self.link.shard, dropped, broken, "aggregated records left out"),
+            }
         }
         let done = expanded.records.partition_point(|record| Some(record.position()) <= through.as_ref());
         expanded.records.drain(..done);
@@ -312,15 +323,16 @@ impl<R: Rng> Reader<R> {
     /// The whole listing, however long it takes.
     async fn list(&mut self) -> Vec<Shard> {
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
-        let mut faults = Faults::default();
+        let mut faults = self.link.fault_logs.listings.row();
         loop {
             self.call(LISTING_CALLS);
             match self.source.list_shards(ShardFilter::All).await {
                 Ok(listed) => return listed,
-                Err(error) if faults.failed() => {
-                    warn!(shard = %self.link.shard, %error, cause = cause(&error), "listing shards failed; trying again");
+                Err(error) => {
+                    if let Some(faults) = faults.failed() {
+                        warn!(shard = %self.link.shard, faults, %error, cause = cause(&error), "listing shards failed; trying again");
+                    }
                 }
-                Err(_) => {}
             }
             let spread = self.rng.random_range(0..50);
             clock::sleep(backoff.next(&mut self.rng) + Duration::from_millis(spread)).await;

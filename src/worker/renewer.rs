@@ -9,19 +9,19 @@ use std::time::Duration;
 
 use rand::{Rng, RngExt};
 use tokio::select;
-use tracing::{debug, warn};
+use tracing::{info, warn};
 
 use crate::{
     clock,
     config::Config,
     core::{backoff::Backoff, balance::Balance},
     error::LeaseLost,
-    worker::{faults::Faults, held_lease::WriteError, shard_link::ShardLink},
+    worker::{held_lease::WriteError, shard_link::ShardLink},
 };
 
 /// Runs until the lease is no longer held, and says why.
 pub(super) async fn keep(link: &ShardLink, config: &Config, rng: &mut impl Rng) -> LeaseLost {
-    let mut faults = Faults::default();
+    let mut faults = link.fault_logs.renewals.row();
     let mut backoff = Backoff::new(config.renew_after() / 50, config.renew_after() / 5);
     // Leases that were claimed together are renewed apart, from the first time on.
     let mut early = config.renew_after().mul_f64(rng.random_range(0.0..1.0));
@@ -59,7 +59,7 @@ pub(super) async fn keep(link: &ShardLink, config: &Config, rng: &mut impl Rng) 
         match result {
             Ok(()) => {
                 if let Some(count) = faults.over() {
-                    debug!(shard = %link.shard, count, "lease writes succeed again");
+                    info!(shard = %link.shard, count, "lease writes succeed again");
                 }
                 backoff.reset();
                 early = config.renew_after().mul_f64(rng.random_range(0.0..0.02));
@@ -73,8 +73,8 @@ pub(super) async fn keep(link: &ShardLink, config: &Config, rng: &mut impl Rng) 
             }
             Err(WriteError::Unavailable(error)) => {
                 let left = link.held.valid_until().saturating_duration_since(clock::now());
-                if faults.failed() {
-                    warn!(shard = %link.shard, %error, cause = cause(&error), ?left, "lease not renewed; trying again");
+                if let Some(faults) = faults.failed() {
+                    warn!(faults, shard = %link.shard, %error, cause = cause(&error), ?left, "lease not renewed; trying again");
                 }
                 // More and more often towards the end: a table that throttles most calls costs no lease.
                 let delay = backoff.next(rng).min(left / 8).max(config.renew_after() / 50);

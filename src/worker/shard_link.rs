@@ -27,7 +27,10 @@ use crate::{
     },
     error::{CheckpointError, LeaseLost},
     io::LeaseStore,
-    worker::held_lease::{HeldLease, WriteError},
+    worker::{
+        faults::FaultLogs,
+        held_lease::{HeldLease, WriteError},
+    },
 };
 
 /// How long a write that the user waits for is tried before the user is told.
@@ -58,6 +61,7 @@ pub(super) struct ShardLink {
     /// Records handed to the user's code, repeats included.
     pub(super) records: AtomicU64,
     terms: Terms,
+    pub(super) fault_logs: FaultLogs,
 }
 
 /// How a lease is kept.
@@ -125,7 +129,13 @@ impl ShardLink {
             opened: CancellationToken::new(),
             records: AtomicU64::new(0),
             terms,
+            fault_logs: FaultLogs::default(),
         }
+    }
+
+    /// Logs repeated faults together with the other shards of the worker.
+    pub(super) fn with_fault_logs(self, fault_logs: FaultLogs) -> Self {
+        Self { fault_logs, ..self }
     }
 
     fn progress(&self) -> MutexGuard<'_, Progress> {

@@ -139,8 +139,8 @@ async fn patiently<T, E: StartError, F: Future<Output = Result<T, E>>>(
                 Err(error) => error,
             },
         };
-        if faults.failed() {
-            warn!(what, %error, cause = cause(&error), "failed at start; trying again");
+        if let Some(faults) = faults.failed() {
+            warn!(what, faults, %error, cause = cause(&error), "failed at start; trying again");
         }
         let delay = backoff.next(rng);
         if clock::now() + delay >= until {

@@ -6,6 +6,7 @@ mod failures;
 mod fleet;
 mod health;
 mod health_file;
+mod logs;
 mod operator;
 mod reading;
 mod rejoin;

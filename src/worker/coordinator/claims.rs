@@ -67,8 +67,8 @@ impl Coordinator {
                     return Err(WorkerError::Denied { what, source });
                 }
                 Err(error) => {
-                    if self.write_faults.failed() {
-                        warn!(lease = %claim.key, %error, cause = cause(&error), "lease not claimed; trying again");
+                    if let Some(faults) = self.write_faults.failed() {
+                        warn!(lease = %claim.key, faults, %error, cause = cause(&error), "lease not claimed; trying again");
                     }
                 }
             }
@@ -97,7 +97,7 @@ impl Coordinator {
             let (seen, ask, result) = done.expect("requests do not panic and are not aborted");
             match result {
                 Ok(()) => {
-                    info!(lease = %ask.key(), from = %ask.from(), "lease asked for");
+                    debug!(lease = %ask.key(), from = %ask.from(), "lease asked for");
                     self.view.note(seen.after_request(&ask), clock::now());
                     self.asked.insert(ask.key().clone(), ask);
                 }
@@ -105,8 +105,8 @@ impl Coordinator {
                     debug!(lease = %ask.key(), "the lease changed before it was asked for");
                 }
                 Err(error) => {
-                    if self.write_faults.failed() {
-                        warn!(lease = %ask.key(), %error, cause = cause(&error), "lease not asked for; trying again");
+                    if let Some(faults) = self.write_faults.failed() {
+                        warn!(lease = %ask.key(), faults, %error, cause = cause(&error), "lease not asked for; trying again");
                     }
                     // It may have been asked for all the same: the next look tells.
                     if matches!(error, LeaseError::Unavailable { .. }) {
@@ -174,7 +174,8 @@ impl Coordinator {
             checkpoint_interval,
             first_interval: checkpoint_interval.mul_f64(parts.rng.random_range(0.0..1.0)),
         };
-        let link = ShardLink::new(held, &row, parts.store.clone(), terms);
+        let link =
+            ShardLink::new(held, &row, parts.store.clone(), terms).with_fault_logs(self.fault_logs.clone());
         let link = Arc::new(link);
         self.links.insert(claim.key.clone(), link.clone());
         parts.vitals.hold(claim.key.clone(), &link);

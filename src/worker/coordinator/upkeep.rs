@@ -54,8 +54,8 @@ impl Coordinator {
                 missing
             }
             Err(error) => {
-                if self.list_faults.failed() {
-                    warn!(error = %error, cause = cause(error.as_ref()), "listing shards failed; trying again");
+                if let Some(faults) = self.list_faults.failed() {
+                    warn!(faults, error = %error, cause = cause(error.as_ref()), "listing shards failed; trying again");
                 }
                 return Ok(());
             }
@@ -92,8 +92,8 @@ impl Coordinator {
                     return Err(WorkerError::Denied { what, source });
                 }
                 Err(error) => {
-                    if self.write_faults.failed() {
-                        warn!(lease = %lease.key, %error, cause = cause(&error), "lease not made; trying again");
+                    if let Some(faults) = self.write_faults.failed() {
+                        warn!(lease = %lease.key, faults, %error, cause = cause(&error), "lease not made; trying again");
                     }
                     missing = Vec::new().into_iter().peekable();
                 }
@@ -124,17 +124,22 @@ impl Coordinator {
     }
 
     /// Somebody dropped the table. Made again it is empty, and the application begins anew.
-    pub(super) async fn remake_table(&self, stop: &CancellationToken) {
+    pub(super) async fn remake_table(&mut self, stop: &CancellationToken) {
         if self.parts.config.lease_table == LeaseTable::CreateIfMissing {
-            error!(
-                table = self.parts.table,
-                "the lease table is gone, and with it all checkpoints; it is made again"
-            );
+            if let Some(faults) = self.table_faults.failed() {
+                error!(
+                    table = self.parts.table,
+                    faults, "the lease table is gone, and with it all checkpoints; it is made again"
+                );
+            }
             select! {
                 biased;
                 () = stop.cancelled() => {}
-                made = self.parts.store.open(true) => if let Err(error) = made {
-                    warn!(%error, "the lease table was not made");
+                made = self.parts.store.open(true) => match made {
+                    Ok(()) => {
+                        self.table_faults.over();
+                    }
+                    Err(error) => debug!(%error, "the lease table was not made"),
                 },
             }
         }
