@@ -219,10 +219,16 @@ def shutdown(r, config):
     grace = r.pod.get("terminationGracePeriodSeconds", 30)
     if grace < seconds(config["shutdown_timeout"]) + 10:
         yield f"grace: {grace} s is less than shutdown_timeout {config['shutdown_timeout']} and 10 s"
-    if config["on_shutdown"] != "release":
-        yield "leases: with on_shutdown keep each shard stands still for failover_time at every restart"
-    if (config["worker_id"] == "from-the-pod") != (r.workload["kind"] == "StatefulSet"):
+    wanted = {"Deployment": "release", "StatefulSet": "keep"}[r.workload["kind"]]
+    if config["on_shutdown"] != wanted:
+        yield f"leases: a {r.workload['kind']} goes with on_shutdown {wanted}, not {config['on_shutdown']}"
+    if (config["worker_id"] == "from-the-pod") != (wanted == "keep"):
         yield "worker id: fixed for the lasting names of a StatefulSet, and only there"
+    away = seconds(config["failover_time"]) + seconds(config["rejoin_grace"])
+    if wanted == "keep" and away < grace + 30:
+        yield f"leases: they wait {away:.0f} s for a worker that may take {grace} s to stop and 30 s to start"
+    if wanted == "release" and seconds(config["rejoin_grace"]):
+        yield "leases: those of a crashed worker wait for a name that never comes back; no rejoin_grace"
     if config["lease_table"] != "must_exist":
         yield "lease table: a wrong name would make a new, empty table; set must_exist"
 

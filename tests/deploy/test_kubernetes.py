@@ -121,7 +121,11 @@ SEEDS = {
         "scale: HorizontalPodAutoscaler scales"),
     "replicas that fight the scaler": ("hpa", edit("spec['replicas'] = 2"), "scale: every apply would undo"),
     "a scaler of another stream": ("keda", setting("CONSUMER_STREAM", "other"), "scale: aws-kinesis-stream looks at"),
-    "leases that wait for their worker": ("statefulset", setting("CONSUMER_ON_SHUTDOWN", "keep"), "leases: with on_shutdown keep"),
+    "leases kept by a deployment": ("base", setting("CONSUMER_ON_SHUTDOWN", "keep"), "leases: a Deployment goes with"),
+    "leases that wait for a name that never comes back": (
+        "base", setting("CONSUMER_REJOIN_GRACE", "50s"), "leases: those of a crashed worker wait"),
+    "leases that do not wait for their worker": (
+        "statefulset", setting("CONSUMER_REJOIN_GRACE", "0s"), "leases: they wait 10 s"),
     "two workers of one name": ("base", setting("CONSUMER_WORKER_ID", "from-the-pod"), "worker id: fixed"),
     "a misspelt setting": ("base", setting("CONSUMER_FAILOVER", "10s"), "settings: CONSUMER_FAILOVER"),
     "a setting of the Java KCL": (

@@ -317,6 +317,21 @@ def stocked(aws):
     return aws, producer
 
 
+def test_a_worker_that_keeps_its_leases_goes_on_with_them_at_once(stocked, tmp_path):
+    aws, producer = stocked
+    keep = {**REQUIRED, "CONSUMER_ON_SHUTDOWN": "keep", "CONSUMER_WORKER_ID": "consumer-0", "AWS_ENDPOINT_URL": aws.url,
+            # Longer than this test waits.
+            "CONSUMER_FAILOVER_TIME": "120s"}
+    with Service(tmp_path, **keep) as service:
+        eventually(lambda: producer.all_are_in(service.records))
+        before = service.records
+        assert service.stop() == 0, service.log.read_text()
+    assert {row["leaseOwner"] for row in rows(aws, "cart-worker")} == {"consumer-0"}
+    producer.put(3)
+    with Service(tmp_path, **keep) as service:
+        eventually(lambda: producer.all_are_in(before + service.records))
+
+
 # No keys of its own, and none from a file or from the machine.
 NO_KEYS = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADATA_DISABLED": "true", "HOME": "/nowhere"}
 
