@@ -49,8 +49,8 @@ pub use crate::{
     core::{
         balance::{Balance, Reason as ClaimReason},
         lease::{
-            Checkpoint, CheckpointGoesBack, HandOff, InvalidCheckpoint, Lease, LeaseKey, LeaseWrite, Mark,
-            OwnerChange, PendingCheckpoint, Reset, Tenure, WorkerId,
+            Checkpoint, CheckpointGoesBack, Claimant, HandOff, InvalidCheckpoint, Lease, LeaseKey,
+            LeaseWrite, Mark, OwnerChange, PendingCheckpoint, Reset, Tenure, WorkerId,
         },
         record::{Batch, Record},
         shard::{ChildShard, HashKeyRange, InvalidSequenceNumber, Position, SequenceNumber, Shard, ShardId},

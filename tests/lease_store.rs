@@ -19,7 +19,8 @@ use std::{
 use aws_sdk_dynamodb::Client;
 use bytes::Bytes;
 use kinesis_consumer::{
-    Checkpoint, HashKeyRange, Lease, LeaseWrite, PendingCheckpoint, Position, Reset, Tenure,
+    Checkpoint, Claimant, HashKeyRange, Lease, LeaseWrite, PendingCheckpoint, Position, Reset, Tenure,
+    WorkerId,
     io::{DynamoDbLeaseStore, LeaseError, LeaseStore, memory::MemoryLeaseStore},
 };
 use support::{dynamodb, servers};
@@ -48,6 +49,7 @@ const CONTRACT: &[(&str, Check)] = checks![
     every_request_meets_its_condition_or_leaves_the_row_alone
     a_shard_lives_from_claim_to_end
     of_two_claims_from_one_look_the_second_loses
+    a_claim_is_answered_with_the_row_that_it_took
     a_write_that_was_sent_twice_is_recognised
     of_a_hundred_workers_exactly_one_claims_a_lease
     the_counter_counts_every_write_that_succeeded
@@ -251,7 +253,16 @@ async fn a_row_is_put_only_where_there_is_none(store: Store) {
 /// The whole truth table: each kind of write on a row as it was seen, with a hand-off, with another counter.
 async fn every_write_meets_its_condition_or_leaves_the_row_alone(store: Store) {
     store.open(true).await.expect("a table");
-    let mine = Lease { counter: 5, owner: Some("me".into()), owner_switches: 2, ..new_row("a") };
+    let claimed = |by: &str| Lease {
+        counter: 5,
+        owner: Some("me".into()),
+        owner_switches: 2,
+        hands_over: Some(by.into()),
+        ..new_row("a")
+    };
+    let (mine, namesake) = (claimed("me"), claimed("me#0123456789abcdef.3"));
+    // A Java worker leaves what another one wrote; a row of its own says nothing.
+    let unclaimed = Lease { hands_over: None, ..mine.clone() };
     let prepared = PendingCheckpoint { at: at(3, 0), state: Some(Bytes::from_static(b"old")) };
     let theirs = Lease {
         owner: Some("another".into()),
@@ -261,7 +272,14 @@ async fn every_write_meets_its_condition_or_leaves_the_row_alone(store: Store) {
     };
     let free = Lease { owner: None, owner_switches: 0, ..mine.clone() };
     let hand_off = Lease { checkpoint: at(1, 1), ..full_row("a") };
-    let rows = [("mine", mine), ("theirs", theirs), ("free", free), ("in hand-off", hand_off)];
+    let rows = [
+        ("mine", mine),
+        ("a namesake's", namesake),
+        ("nobody's claim", unclaimed),
+        ("theirs", theirs),
+        ("free", free),
+        ("in hand-off", hand_off),
+    ];
     for (state, row) in rows {
         for moved_by in [0, 1, -1] {
             for (kind, write) in writes(&row) {
@@ -343,6 +361,18 @@ async fn a_shard_lives_from_claim_to_end(store: Store) {
     assert_eq!((row.checkpoint, row.children), (Checkpoint::ShardEnd, children));
 }
 
+/// The row was deleted and made anew since it was seen, and has come to the same counter.
+async fn a_claim_is_answered_with_the_row_that_it_took(store: Store) {
+    store.open(true).await.expect("a table");
+    let seen = Lease { counter: 41, ..full_row("a") };
+    let anew = Lease { counter: 41, checkpoint: at(5, 2), ..new_row("a") };
+    store.create(&anew).await.expect("put");
+    let claim = seen.claim(&Claimant::new(&"me".into(), 7, 1));
+    assert_eq!(store.claim(&claim).await.expect("unchanged"), anew.after(&claim));
+    let late = store.claim(&seen.claim(&Claimant::new(&"me".into(), 8, 1))).await;
+    assert!(is_conflict(&late.map(drop), &seen));
+}
+
 async fn of_two_claims_from_one_look_the_second_loses(store: Store) {
     store.open(true).await.expect("a table");
     let seen = new_row("a");
@@ -356,7 +386,8 @@ async fn of_two_claims_from_one_look_the_second_loses(store: Store) {
 
 async fn a_write_that_was_sent_twice_is_recognised(store: Store) {
     store.open(true).await.expect("a table");
-    let row = Lease { counter: 5, owner: Some("me".into()), ..new_row("a") };
+    let owner = Some("me".into());
+    let row = Lease { counter: 5, owner, hands_over: Some("me".into()), ..new_row("a") };
     store.create(&row).await.expect("put");
     let write = holding(&row).checkpoint(at(8, 0)).expect("forward");
     store.write(&write).await.expect("mine");
@@ -376,9 +407,9 @@ async fn of_a_hundred_workers_exactly_one_claims_a_lease(store: Store) {
         for worker in 0..100 {
             let (store, seen, start) = (store.clone(), seen.clone(), start.clone());
             workers.spawn(async move {
-                let me = format!("worker-{worker}").into();
+                let me = WorkerId::from(format!("worker-{worker}"));
                 start.wait().await;
-                store.write(&seen.claim(&me)).await.map(|()| me)
+                store.write(&seen.claim(&(&me).into())).await.map(|()| me)
             });
         }
         let results = workers.join_all().await;
@@ -400,7 +431,7 @@ async fn the_counter_counts_every_write_that_succeeded(store: Store) {
     for worker in 0..10 {
         let store = store.clone();
         workers.spawn(async move {
-            let (me, mut won) = (format!("worker-{worker}").into(), 0);
+            let (me, mut won) = (format!("worker-{worker}").as_str().into(), 0);
             for _ in 0..20 {
                 let seen = store.get(&"a".into()).await.expect("read").expect("the row");
                 won += u64::from(store.write(&seen.claim(&me)).await.is_ok());

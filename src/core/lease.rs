@@ -2,6 +2,7 @@
 //!
 //! What may be written to it, and by whom, is in `tenure`. KCL: `Lease`, `ExtendedSequenceNumber`.
 
+mod claimant;
 mod operator;
 mod tenure;
 
@@ -10,6 +11,7 @@ use std::{cmp::Ordering, collections::BTreeSet, fmt, str::FromStr, sync::Arc};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+pub use self::claimant::Claimant;
 pub use self::operator::Reset;
 pub use self::tenure::{CheckpointGoesBack, HandOff, LeaseWrite, Mark, OwnerChange, Tenure};
 use crate::core::shard::{HashKeyRange, Position, ShardId};
@@ -220,9 +222,9 @@ pub struct Lease {
     pub reset_millis: Option<u64>,
     /// The stream that the row was made for. Ours alone; the Java KCL ignores it.
     pub stream: Option<Arc<str>>,
-    /// The worker that said, when it claimed the lease, that it hands leases over on request. Believed only
-    /// of the present owner: a Java KCL 2.x that takes the row leaves it as it was. Ours alone.
-    pub hands_over: Option<WorkerId>,
+    /// Whose claim was the last of a worker that hands leases over on request. Believed only of the present
+    /// owner: a Java KCL 2.x that takes the row leaves it as it was. Ours alone.
+    pub hands_over: Option<Claimant>,
     /// The counter at which the holder stopped on purpose, and left the lease to itself when it comes back.
     /// Of no meaning once the counter has moved. Ours alone.
     pub left_at: Option<u64>,

@@ -98,7 +98,7 @@ impl LeaseView {
     }
 
     /// All leases, by key.
-    pub(crate) fn leases(&self) -> impl Iterator<Item = &Lease> {
+    pub(crate) fn leases(&self) -> impl Iterator<Item = &Lease> + Clone {
         self.rows.values().map(|seen| &seen.lease)
     }
 

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::core::{
-    lease::{Checkpoint, Lease},
+    lease::{Checkpoint, Lease, LeaseKey},
     shard::{ChildShard, HashKeyRange, Shard, ShardId},
 };
 
@@ -97,26 +97,107 @@ pub(crate) fn missing(listed: &[Shard], leases: &[Lease], begin: Begin, fresh: b
     lineage.uncovered(&leases, youngest).into_iter().map(|n| begin_here.lease(lineage.shards[n])).collect()
 }
 
+/// The parents of leases that have not begun, though they have no row themselves.
+///
+/// The row of a finished shard stays until its children have begun. So these have left the stream, or were
+/// never this application's; or somebody removed their rows: ask the listing, and [`removed_parents`].
+pub(crate) fn absent_parents<'a>(leases: impl Iterator<Item = &'a Lease> + Clone) -> BTreeSet<ShardId> {
+    let waiting = leases.clone().filter(|lease| is_untouched(lease));
+    let mut absent: BTreeSet<ShardId> = waiting.flat_map(|lease| lease.parents.iter().cloned()).collect();
+    // Most tables have none, and need no second walk.
+    if !absent.is_empty() {
+        let rows: BTreeSet<&str> = leases.map(|lease| lease.key.as_str()).collect();
+        absent.retain(|parent| !rows.contains(parent.as_str()));
+    }
+    absent
+}
+
+/// Whether the row is as it was made at the end of a shard: nobody has claimed it, so its parents need not
+/// have ended. A checkpoint that is set back by hand leaves the counter.
+fn is_untouched(lease: &Lease) -> bool {
+    lease.counter == 0 && lease.checkpoint == Checkpoint::TrimHorizon
+}
+
+/// The leases to make again for shards whose rows somebody removed before they were finished, in the order in
+/// which to write them: without a row the shard would count as finished, and what was not read of it be lost.
+///
+/// Such a shard is listed, has no row, and has a child whose lease nobody has claimed and none whose lease
+/// anybody has: after the end of a shard its row stays until all children have begun. A finished shard whose
+/// row was removed meanwhile cannot be told from it, and is read again; so are its parents, unless `claimed`
+/// says that it had been claimed itself.
+fn removed_parents(
+    listed: &[Shard],
+    leases: &[Lease],
+    begin: Begin,
+    claimed: impl Fn(&ShardId) -> bool,
+) -> Vec<Lease> {
+    let absent = absent_parents(leases.iter());
+    let begun = leases.iter().filter(|lease| !is_untouched(lease));
+    let begun: BTreeSet<&ShardId> = begun.flat_map(|lease| &lease.parents).collect();
+    let removed = in_order(listed).filter(|shard| absent.contains(&shard.id) && !begun.contains(&shard.id));
+    let lease =
+        |shard: &Shard| Lease { counter: u64::from(claimed(&shard.id)), ..begin.later().lease(shard) };
+    removed.map(lease).collect()
+}
+
+/// All leases to make, in the order in which to write them: the [`missing`] ones if there are `holes`, and those
+/// of [`removed_parents`], theirs, and so on.
+pub(crate) fn to_make(
+    listed: &[Shard],
+    leases: &[Lease],
+    begin: Begin,
+    holes: bool,
+    claimed: impl Fn(&ShardId) -> bool,
+) -> Vec<Lease> {
+    let mut all = leases.to_vec();
+    if holes {
+        all.extend(missing(listed, leases, begin, is_fresh(leases)));
+    }
+    loop {
+        let removed = removed_parents(listed, &all, begin, &claimed);
+        if removed.is_empty() {
+            break;
+        }
+        all.extend(removed);
+    }
+    let made: BTreeMap<LeaseKey, Lease> =
+        all.drain(leases.len()..).map(|lease| (lease.key.clone(), lease)).collect();
+    in_order(listed).filter_map(|shard| made.get(&(&shard.id).into()).cloned()).collect()
+}
+
 /// The listed shards that continue `parent`.
 pub(crate) fn children_of(listed: &[Shard], parent: &ShardId) -> Vec<ChildShard> {
     in_order(listed).filter(|shard| shard.parents.contains(parent)).map(ChildShard::from).collect()
 }
 
-/// The parents of `children` that have no lease. A shard must not end while one of these is listed.
+/// The other parents of `children` that have no lease, and their ancestors without one: the leases to create
+/// before those of the children, in this order.
 ///
-/// The other parent of a merged child may be still to come: its own ancestors are being read. The child's
-/// lease, made now, would find no lease of that parent and start too early. So wait, and keep the lease.
-/// A parent that will never come is found by [`missing`]; one that is not listed has no records left.
-pub(crate) fn parents_to_come(
+/// The other parent of a merged child may be still to come, because its own ancestors are being read. The
+/// child's lease, made without it, would find no lease of that parent, and start too early.
+pub(crate) fn other_parents(
+    listed: &[Shard],
     children: &[ChildShard],
     has_lease: impl Fn(&ShardId) -> bool,
-) -> BTreeSet<ShardId> {
-    let parents = children.iter().flat_map(|child| &child.parents);
-    parents.filter(|parent| !has_lease(parent)).cloned().collect()
+) -> Vec<Lease> {
+    let index: BTreeMap<&ShardId, &Shard> = listed.iter().map(|shard| (&shard.id, shard)).collect();
+    let new = children.iter().filter(|child| !has_lease(&child.id));
+    let mut above: Vec<&ShardId> = new.flat_map(|child| &child.parents).collect();
+    let mut found = BTreeSet::new();
+    while let Some(id) = above.pop() {
+        // One that is not listed has no records left.
+        if let Some(shard) = index.get(id).filter(|shard| !has_lease(&shard.id))
+            && found.insert(&shard.id)
+        {
+            above.extend(&shard.parents);
+        }
+    }
+    let found = in_order(listed).filter(|shard| found.contains(&shard.id));
+    found.map(|shard| new_lease(&shard.into(), Checkpoint::TrimHorizon)).collect()
 }
 
-/// The leases to create before the shard that these continue is marked as ended, and after
-/// [`parents_to_come`] has shown that it may end.
+/// The leases to create before the shard that these continue is marked as ended, and after those of their
+/// [`other_parents`].
 pub(crate) fn child_leases(children: &[ChildShard]) -> Vec<Lease> {
     children.iter().map(|child| new_lease(child, Checkpoint::TrimHorizon)).collect()
 }
@@ -187,8 +268,6 @@ struct Place {
     awaited: bool,
     /// A parent is finished.
     heir: bool,
-    /// A parent's lease is still to be made when one further up ends.
-    early: bool,
     /// An ancestor is listed as open.
     premature: bool,
     candidate: bool,
@@ -227,12 +306,10 @@ impl<'a> Lineage<'a> {
                 place.below_lease |= parent.leased || parent.below_lease;
                 place.awaited |= if parent.leased { !parent.finished } else { parent.awaited };
                 place.heir |= parent.finished;
-                place.early |= parent.awaited && !parent.leased && !parent.candidate;
                 place.premature |= parent.premature || self.shards[*p].is_open() && !parent.finished;
                 place.below_candidate |= parent.candidate || parent.below_candidate;
             }
-            // Every parent of a merged heir must have a lease by the time it gets one: see `parents_to_come`.
-            let comes = place.awaited && (!place.heir || place.early);
+            let comes = place.awaited && !place.heir;
             let covered = place.leased || place.above_lease || comes;
             place.candidate = !covered && !place.premature;
             places[*n] = place;
@@ -290,7 +367,6 @@ mod tests {
     use super::*;
     use crate::core::{
         audit::{Coverage, coverage},
-        lease::LeaseKey,
         testdata::{Row, rows, sections},
     };
 
@@ -361,6 +437,64 @@ mod tests {
                     assert_eq!(missing(&shards, &all, begin, fresh), [], "line {line}, again");
                 }
             }
+        }
+    }
+
+    /// Shard 2 continues 0 and 1.
+    fn merged(rows: [Option<Checkpoint>; 3]) -> (Vec<Shard>, Vec<Lease>) {
+        let half = u128::MAX / 2;
+        let shard = |n: u64, range: (u128, u128), parents: &[&str]| Shard {
+            id: id(&n.to_string()),
+            parents: parents.iter().map(|parent| id(parent)).collect(),
+            hash_range: HashKeyRange { start: range.0, end: range.1 },
+            starting_sequence: (10 * n).to_string().parse().expect("digits"),
+            ending_sequence: (n < 2).then(|| (10 * n + 9).to_string().parse().expect("digits")),
+        };
+        let listed = vec![
+            shard(0, (0, half), &[]),
+            shard(1, (half + 1, u128::MAX), &[]),
+            shard(2, (0, u128::MAX), &["0", "1"]),
+        ];
+        let row = |(shard, row): (&Shard, Option<Checkpoint>)| {
+            row.map(|checkpoint| Lease { checkpoint, ..TRIM_HORIZON.lease(shard) })
+        };
+        let leases = listed.iter().zip(rows).filter_map(row).collect();
+        (listed, leases)
+    }
+
+    #[test]
+    fn a_parent_whose_row_was_removed_before_its_child_began_gets_it_again() {
+        let (begun, new) = (
+            || Checkpoint::At("21".parse().map(crate::core::shard::Position::at).expect("digits")),
+            Checkpoint::TrimHorizon,
+        );
+        let end = Checkpoint::ShardEnd;
+        let cases = [
+            // The other parent has ended, and made the child's lease.
+            ([None, Some(end.clone()), Some(new.clone())], "0"),
+            ([None, None, Some(new.clone())], "0 1"),
+            // Finished and cleaned up, or never this application's.
+            ([None, Some(end.clone()), Some(begun())], ""),
+            ([None, None, Some(begun())], ""),
+            ([None, None, Some(Checkpoint::Latest)], ""),
+            ([None, None, Some(Checkpoint::AtTimestamp)], ""),
+            // A hole, and for the audit to find.
+            ([None, Some(new.clone()), None], ""),
+            ([Some(begun()), Some(end), Some(new)], ""),
+        ];
+        for (rows, expected) in cases {
+            let case = format!("{rows:?}");
+            let (listed, leases) = merged(rows);
+            for begin in [TRIM_HORIZON, LATEST] {
+                let made = removed_parents(&listed, &leases, begin, |_| false);
+                assert_eq!(numbers(&made), expected, "{case}");
+                assert!(made.iter().all(|lease| lease.checkpoint == Checkpoint::TrimHorizon));
+            }
+            assert_eq!(
+                numbers(&removed_parents(&listed[2..], &leases, TRIM_HORIZON, |_| false)),
+                "",
+                "not listed: {case}"
+            );
         }
     }
 
@@ -441,15 +575,19 @@ mod tests {
     }
 
     #[test]
-    fn a_merged_shard_does_not_end_before_the_other_parent_has_a_lease() {
+    fn the_other_parent_of_a_merged_child_and_its_ancestors_have_leases_before_the_child() {
         let children = children_of(&graph("A"), &id("6"));
-        let to_come = |rows: &str| {
+        let made = |rows: &str| {
             let rows = leases(rows);
-            parents_to_come(&children, |shard| rows.iter().any(|row| row.key.shard() == *shard))
+            let has_lease = |shard: &ShardId| rows.iter().any(|row| row.key.shard() == *shard);
+            numbers(&other_parents(&graph("A"), &children, has_lease))
         };
-        assert_eq!(to_come("6 2 3"), [id("7")].into(), "7 comes when 2 and 3 have ended");
-        assert_eq!(to_come("6 7"), [].into());
-        assert_eq!(to_come("6 7!"), [].into());
+        assert_eq!(made("6 2 3"), "7", "2 and 3 are being read");
+        assert_eq!(made("6 3"), "2 7");
+        assert_eq!(made("6 7"), "");
+        assert_eq!(made("6 7!"), "");
+        assert_eq!(made("6 8"), "", "the child has a lease");
+        assert_eq!(numbers(&other_parents(&[], &children, |_| false)), "", "none is listed");
     }
 
     #[test]
@@ -590,15 +728,13 @@ mod tests {
         }
 
         fn sync(&mut self) {
-            let rows = self.rows();
-            let fresh = is_fresh(&rows);
-            let made = missing(&self.listed, &rows, self.begin, fresh);
+            let made = to_make(&self.listed, &self.rows(), self.begin, true, |_| false);
             let order: Vec<_> = made.iter().map(|lease| lease.key.clone()).collect();
             let mut sorted = order.clone();
             sorted.sort_by_key(|key| key.as_str()["shardId-".len()..].parse::<u64>().expect("digits"));
             assert_eq!(order, sorted);
             self.create(made);
-            assert_eq!(missing(&self.listed, &self.rows(), self.begin, fresh), []);
+            assert_eq!(to_make(&self.listed, &self.rows(), self.begin, true, |_| false), []);
             assert_eq!(coverage(&self.rows(), None), Coverage::Whole);
         }
 
@@ -608,8 +744,10 @@ mod tests {
             let Some(lease) = ready.get(usize::from(which) % ready.len().max(1)) else { return };
             let shard = lease.key.shard();
             let children = children_of(&self.listed, &shard);
-            let mut made = child_leases(&children);
-            made.truncate(if crash { 1 } else { 2 });
+            let has_lease = |shard: &ShardId| self.leases.contains_key(&shard.into());
+            let mut made = other_parents(&self.listed, &children, has_lease);
+            made.extend(child_leases(&children));
+            made.truncate(if crash { 1 } else { made.len() });
             self.create(made);
             if !crash {
                 let row = self.leases.get_mut(&lease.key).expect("ready");
@@ -628,10 +766,7 @@ mod tests {
                 let above = &self.ancestors[&row.key.shard()];
                 assert!(unread.into_iter().all(|shard| !above.contains(&shard)), "{} is too early", row.key);
             }
-            let children = children_of(&self.listed, &row.key.shard());
-            let to_come = parents_to_come(&children, |shard| self.leases.contains_key(&shard.into()));
-            let may_end = !self.listed.iter().any(|shard| to_come.contains(&shard.id));
-            startable && may_end && !row.is_finished() && listed.is_some_and(|shard| !shard.is_open())
+            startable && !row.is_finished() && listed.is_some_and(|shard| !shard.is_open())
         }
 
         fn clean(&mut self) {

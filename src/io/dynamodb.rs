@@ -18,8 +18,8 @@ use aws_sdk_dynamodb::{
     config::{retry::RetryConfig, timeout::TimeoutConfig},
     error::{BuildError, ProvideErrorMetadata, SdkError},
     types::{
-        AttributeDefinition, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType, TableDescription,
-        TableStatus,
+        AttributeDefinition, BillingMode, KeySchemaElement, KeyType, ReturnValue, ScalarAttributeType,
+        TableDescription, TableStatus,
     },
 };
 use tracing::{info, warn};
@@ -167,16 +167,18 @@ impl DynamoDbLeaseStore {
         &self,
         key: &LeaseKey,
         change: Expressions,
+        answer: ReturnValue,
         operation: &'static str,
-    ) -> Result<(), LeaseError> {
+    ) -> Result<Option<Item>, LeaseError> {
         let request = self.client.update_item().table_name(&self.table);
         let request = request
             .set_key(Some(lease_item::key(key)))
             .update_expression(change.update)
             .condition_expression(change.condition)
-            .set_expression_attribute_values(Some(change.values));
+            .set_expression_attribute_values(Some(change.values))
+            .return_values(answer);
         match request.send().await {
-            Ok(_) => Ok(()),
+            Ok(answer) => Ok(answer.attributes),
             Err(error) if is_failed_condition(&error) => Err(LeaseError::Conflict(key.clone())),
             Err(error) => Err(self.failed(operation, error)),
         }
@@ -239,11 +241,22 @@ impl LeaseStore for DynamoDbLeaseStore {
     }
 
     async fn write(&self, write: &LeaseWrite) -> Result<(), LeaseError> {
-        self.update(write.key(), lease_item::update(write), "write a lease").await
+        self.update(write.key(), lease_item::update(write), ReturnValue::None, "write a lease")
+            .await
+            .map(drop)
+    }
+
+    async fn claim(&self, claim: &LeaseWrite) -> Result<Lease, LeaseError> {
+        let operation = "claim a lease";
+        let row = self.update(claim.key(), lease_item::update(claim), ReturnValue::AllNew, operation).await?;
+        let row = row.map(|item| lease_item::decode(&item)).transpose();
+        let row = row.map_err(|error| unavailable(operation, error))?.flatten();
+        row.ok_or_else(|| LeaseError::Conflict(claim.key().clone()))
     }
 
     async fn hand_off(&self, request: &HandOff) -> Result<(), LeaseError> {
-        self.update(request.key(), lease_item::hand_off(request), "ask for a lease").await
+        let change = lease_item::hand_off(request);
+        self.update(request.key(), change, ReturnValue::None, "ask for a lease").await.map(drop)
     }
 
     async fn delete(&self, seen: &Lease) -> Result<bool, LeaseError> {

@@ -257,6 +257,10 @@ impl<S: LeaseStore> LeaseStore for FaultyLeaseStore<S> {
         self.faults.run(Op::WriteLease, self.inner.write(write)).await
     }
 
+    async fn claim(&self, claim: &LeaseWrite) -> Result<Lease, LeaseError> {
+        self.faults.run(Op::WriteLease, self.inner.claim(claim)).await
+    }
+
     async fn hand_off(&self, request: &HandOff) -> Result<(), LeaseError> {
         self.faults.run(Op::HandOff, self.inner.hand_off(request)).await
     }

@@ -15,7 +15,8 @@ use bytes::Bytes;
 
 use crate::core::{
     lease::{
-        Checkpoint, HandOff, Lease, LeaseKey, LeaseWrite, Mark, OwnerChange, PendingCheckpoint, WorkerId,
+        Checkpoint, Claimant, HandOff, Lease, LeaseKey, LeaseWrite, Mark, OwnerChange, PendingCheckpoint,
+        WorkerId,
     },
     shard::{HashKeyRange, ShardId},
 };
@@ -88,7 +89,7 @@ pub(crate) fn encode(lease: &Lease) -> Item {
     put(START_MILLIS, lease.start_millis.map(number));
     put(RESET_MILLIS, lease.reset_millis.map(number));
     put(STREAM, lease.stream.as_deref().map(text));
-    put(HANDS_OVER, lease.hands_over.as_ref().map(|worker| text(worker.as_str())));
+    put(HANDS_OVER, lease.hands_over.as_ref().map(|claimant| text(&claimant.to_string())));
     put(LEFT_AT, lease.left_at.map(number));
     item
 }
@@ -129,7 +130,7 @@ pub(crate) fn decode(item: &Item) -> Result<Option<Lease>, BadItem> {
         start_millis: row.count(START_MILLIS)?,
         reset_millis: row.count(RESET_MILLIS)?,
         stream: row.text(STREAM)?.map(Arc::from),
-        hands_over: row.worker(HANDS_OVER)?,
+        hands_over: row.text(HANDS_OVER)?.filter(|id| !id.is_empty()).map(Claimant::from),
         left_at: row.count(LEFT_AT)?,
     }))
 }
@@ -162,6 +163,9 @@ pub(crate) fn update(write: &LeaseWrite) -> Expressions {
     let mut value = |name: &str, value| {
         values.insert(name.to_owned(), value);
     };
+    if let Some(claimant) = write.claimant() {
+        value(":claimant", text(&claimant.to_string()));
+    }
     match write.owner() {
         OwnerChange::Keep => {}
         OwnerChange::Leave => set.push(format!("{LEFT_AT} = :counter")),
@@ -171,7 +175,7 @@ pub(crate) fn update(write: &LeaseWrite) -> Expressions {
         OwnerChange::Remove => remove.push(OWNER),
         OwnerChange::Transfer => remove.push(CHECKPOINT_OWNER),
         OwnerChange::Set { owner, switched } => {
-            set.push(format!("{OWNER} = :owner, {HANDS_OVER} = :owner"));
+            set.push(format!("{OWNER} = :owner, {HANDS_OVER} = :claimant"));
             value(":owner", text(owner.as_str()));
             remove.push(CHECKPOINT_OWNER);
             if *switched {
@@ -185,6 +189,9 @@ pub(crate) fn update(write: &LeaseWrite) -> Expressions {
             None => format!(" AND {OWNER} = :me AND attribute_not_exists({CHECKPOINT_OWNER})"),
             Some(_) => format!(" AND {CHECKPOINT_OWNER} = :me"),
         };
+        if write.claimant().is_some() {
+            condition += &format!(" AND {HANDS_OVER} = :claimant");
+        }
         value(":me", text(me.as_str()));
     }
     match write.mark() {
@@ -426,7 +433,7 @@ mod tests {
                     start_millis,
                     reset_millis,
                     stream,
-                    hands_over,
+                    hands_over: hands_over.as_ref().map(Claimant::from),
                     left_at,
                 }
             },
@@ -508,8 +515,7 @@ mod tests {
             let mut item = if sound { least() } else { Item::new() };
             item.extend(values.into_iter().map(|(name, value)| (name.to_owned(), value)));
             if let Ok(Some(lease)) = decode(&item) {
-                let me = "me".into();
-                let _ = update(&lease.claim(&me));
+                let _ = update(&lease.claim(&"me".into()));
                 prop_assert_eq!(decode(&encode(&lease)), Ok(Some(lease)));
             }
         }
@@ -620,7 +626,10 @@ mod tests {
         tenure.notice(&tenure.row().after_request(&ask));
         let transfer = update(&tenure.release(None).expect("no checkpoint"));
         assert_eq!(transfer.update, "SET leaseCounter = :counter REMOVE checkpointOwner");
-        assert_eq!(transfer.condition, "leaseCounter = :expected AND checkpointOwner = :me");
+        assert_eq!(
+            transfer.condition,
+            "leaseCounter = :expected AND checkpointOwner = :me AND handsOverWorker = :claimant"
+        );
         let end = update(&tenure.finish(BTreeSet::new()));
         assert!(end.update.contains("REMOVE leaseOwner, checkpointOwner"), "{}", end.update);
 
@@ -636,7 +645,7 @@ mod tests {
         let made = update(&claim);
         assert_eq!(
             made.update,
-            "SET leaseCounter = :counter, leaseOwner = :owner, handsOverWorker = :owner REMOVE checkpointOwner \
+            "SET leaseCounter = :counter, leaseOwner = :owner, handsOverWorker = :claimant REMOVE checkpointOwner \
              ADD ownerSwitchesSinceCheckpoint :one"
         );
         assert_eq!(made.condition, "leaseCounter = :expected");
@@ -650,7 +659,8 @@ mod tests {
         );
         assert_eq!(
             made.condition,
-            "leaseCounter = :expected AND leaseOwner = :me AND attribute_not_exists(checkpointOwner)"
+            "leaseCounter = :expected AND leaseOwner = :me AND attribute_not_exists(checkpointOwner) \
+             AND handsOverWorker = :claimant"
         );
         assert_eq!(made.values[":expected"], number(8));
         assert_eq!(made.values[":counter"], number(9));
@@ -665,7 +675,8 @@ mod tests {
         assert_eq!(made.update, "SET leaseCounter = :counter, leftAtCounter = :counter");
         assert_eq!(
             made.condition,
-            "leaseCounter = :expected AND leaseOwner = :me AND attribute_not_exists(checkpointOwner)"
+            "leaseCounter = :expected AND leaseOwner = :me AND attribute_not_exists(checkpointOwner) \
+             AND handsOverWorker = :claimant"
         );
     }
 

@@ -59,6 +59,18 @@ pub trait LeaseStore: fmt::Debug + Send + Sync {
     /// After [`LeaseError::Unavailable`] the write may have been applied or not, or still be.
     async fn write(&self, write: &LeaseWrite) -> Result<(), LeaseError>;
 
+    /// Makes a claim, and returns the row as the claim left it: what the claimer saw before may be that of an
+    /// earlier row with the same counter, deleted since and made anew.
+    ///
+    /// A store that answers writes with the row saves itself the second call that is made by default.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    async fn claim(&self, claim: &LeaseWrite) -> Result<Lease, LeaseError> {
+        self.write(claim).await?;
+        self.get(claim.key()).await?.ok_or_else(|| LeaseError::Conflict(claim.key().clone()))
+    }
+
     /// Asks the holder for a lease, or takes the request back, without touching the counter.
     ///
     /// # Errors

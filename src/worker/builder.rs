@@ -189,6 +189,7 @@ impl WorkerBuilder {
             self.config.health_file.clone().map(|path| HealthFile { path, worker: me.to_string(), max_age });
         Ok(assemble(Parts {
             me,
+            process: rng.random(),
             table,
             vitals: Vitals::new(max_age),
             health_file,

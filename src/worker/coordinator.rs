@@ -27,10 +27,10 @@ use crate::{
         backoff::Backoff,
         balance::{self, Limits, Plan, Planner},
         health::Phase,
-        lease::{HandOff, Lease, LeaseKey, WorkerId},
+        lease::{Claimant, HandOff, Lease, LeaseKey, WorkerId},
         lease_view::LeaseView,
         shard::ShardId,
-        shard_sync::Begin,
+        shard_sync::{self, Begin},
     },
     error::{LeaseLost, WorkerError},
     io::{BoxError, LeaseError, LeaseStore, RecordSource},
@@ -52,6 +52,8 @@ use crate::{
 /// A hole in the hash keys is filled when it was seen in that many looks in a row: a look is no snapshot.
 /// KCL: `leasesRecoveryAuditorInconsistencyConfidenceThreshold`.
 const LOOKS_BEFORE_REPAIR: u32 = 3;
+/// A row of another process with our id is one if it moved in that many looks.
+const LOOKS_AT_NAMESAKE: u32 = 3;
 /// Calls to the table under way at one time.
 const CALLS_AT_ONCE: usize = 64;
 /// How often a lease that was asked for is looked at.
@@ -64,6 +66,8 @@ const READ_UNIT_BYTES: f64 = 8192.0;
 /// What a coordinator works with.
 pub(super) struct Parts {
     pub(super) me: WorkerId,
+    /// This process, by a number drawn at random: two may have one worker's id.
+    pub(super) process: u64,
     pub(super) table: String,
     pub(super) config: Arc<Config>,
     pub(super) source: Arc<dyn RecordSource>,
@@ -86,10 +90,20 @@ pub(super) struct Coordinator {
     memory: Arc<Semaphore>,
     consumers: JoinMap<LeaseKey, Exit>,
     links: BTreeMap<LeaseKey, Arc<ShardLink>>,
+    /// How many claims were made, to tell each from every other.
+    claims_made: u64,
     /// When shards may be listed for the audit again.
     list_after: Instant,
-    /// Leases under our own id that we do not hold, by counter, and how often it moved.
-    namesakes: BTreeMap<LeaseKey, (u64, u32)>,
+    /// Parents without a row that are not listed, or were not to be made again: their children may begin.
+    settled_parents: BTreeSet<ShardId>,
+    /// Shards whose rows were seen claimed: their parents had ended.
+    claimed: BTreeSet<ShardId>,
+    /// When shards may be listed for parents without a row again.
+    parents_after: Instant,
+    /// The counters of leases under our own id that we do not hold.
+    namesakes: BTreeMap<LeaseKey, u64>,
+    /// For each other process with our id, none where the row does not say, in how many looks they moved.
+    namesake_looks: BTreeMap<Option<u64>, u32>,
     /// Leases are moving until then, as far as we know: looks come more often.
     lively_until: Instant,
     /// Requests for leases that are still with their holders.
@@ -128,6 +142,10 @@ impl Coordinator {
             InitialPosition::Latest => Begin::Latest { pinned_millis: millis(first_start) },
             InitialPosition::AtTimestamp(at) => Begin::Timestamp { millis: millis(at) },
         };
+        let mut settled_parents = shard_sync::absent_parents(found.leases.iter());
+        for shard in &found.listed {
+            settled_parents.remove(&shard.id);
+        }
         let mut view = LeaseView::default();
         view.observe(found.leases, clock::now());
         parts.vitals.turn();
@@ -140,9 +158,14 @@ impl Coordinator {
             memory: Arc::new(reader::budget(parts.config.memory_budget)),
             consumers: JoinMap::new(),
             links: BTreeMap::new(),
+            claims_made: 0,
             asked: BTreeMap::new(),
             list_after: started,
+            settled_parents,
+            claimed: BTreeSet::new(),
+            parents_after: started,
             namesakes: BTreeMap::new(),
+            namesake_looks: BTreeMap::new(),
             lively_until: started,
             avoided: BTreeMap::new(),
             left_over: BTreeSet::new(),
@@ -352,21 +375,41 @@ impl Coordinator {
         }
     }
 
-    /// A row under our id that we do not hold stands still, or a late write of ours moves it once. Two moves
-    /// are those of another process.
+    /// The name of the next claim.
+    fn claimant(&mut self) -> Claimant {
+        self.claims_made += 1;
+        Claimant::new(&self.parts.me, self.parts.process, self.claims_made)
+    }
+
+    /// Rows under our id that we do not hold and whose counters go on moving are those of another process: one
+    /// of the two must end. Not both: this one does if it holds nothing, or if it has the higher number.
     fn look_for_namesake(&mut self) -> Result<(), WorkerError> {
-        let me = &self.parts.me;
-        let mut known = std::mem::take(&mut self.namesakes);
+        let (me, process) = (&self.parts.me, self.parts.process);
+        let known = std::mem::take(&mut self.namesakes);
+        let mut moved = BTreeSet::new();
         for lease in self.view.leases().filter(|lease| lease.holder() == Some(me) && !lease.is_finished()) {
             if self.links.contains_key(&lease.key) || self.asked.contains_key(&lease.key) {
                 continue;
             }
-            let (counter, moves) = known.remove(&lease.key).unwrap_or((lease.counter, 0));
-            let moves = moves + u32::from(lease.counter > counter);
-            if moves >= 2 {
+            let other = lease.hands_over.as_ref().filter(|claimant| claimant.worker() == me);
+            let other = other.and_then(Claimant::process);
+            // Of an earlier holding of this process: a late write may still move it.
+            if other == Some(process) {
+                continue;
+            }
+            if known.get(&lease.key).is_some_and(|counter| lease.counter > *counter) {
+                moved.insert(other);
+            }
+            self.namesakes.insert(lease.key.clone(), lease.counter);
+        }
+        for other in moved {
+            let looks = self.namesake_looks.entry(other).or_default();
+            *looks = looks.saturating_add(1);
+            let stays = !self.links.is_empty() && other.is_some_and(|other| process < other);
+            // The late writes of a process that has ended may move them, too, but not for long.
+            if *looks >= LOOKS_AT_NAMESAKE && !stays {
                 return Err(WorkerError::WorkerIdInUse(me.to_string()));
             }
-            self.namesakes.insert(lease.key.clone(), (lease.counter, moves));
         }
         Ok(())
     }
@@ -466,7 +509,7 @@ impl Coordinator {
         // Nobody would be there to take the leases that were asked for.
         let mut requests = JoinSet::new();
         for (_, ask) in std::mem::take(&mut self.asked) {
-            let (me, store) = (self.parts.me.clone(), self.parts.store.clone());
+            let (me, store) = (self.claimant(), self.parts.store.clone());
             let failover_time = self.parts.config.failover_time;
             requests.spawn(self.parts.gate.pass(claims::withdraw(ask, me, store, failover_time)));
         }

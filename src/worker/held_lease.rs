@@ -17,7 +17,7 @@ use tracing::debug;
 
 use crate::{
     clock,
-    core::lease::{CheckpointGoesBack, Lease, LeaseKey, LeaseWrite, OwnerChange, Tenure},
+    core::lease::{CheckpointGoesBack, Claimant, Lease, LeaseKey, LeaseWrite, OwnerChange, Tenure},
     error::LeaseLost,
     io::{LeaseError, LeaseStore},
 };
@@ -80,23 +80,28 @@ impl HeldLease {
     /// Claims `seen` for its holding to begin. A lost race is `Ok(None)`.
     pub(super) async fn claim(
         seen: &Lease,
-        me: &crate::core::lease::WorkerId,
+        me: &Claimant,
         store: &Arc<dyn LeaseStore>,
         failover_time: Duration,
     ) -> Result<Option<(Lease, Self)>, LeaseError> {
         let claim = seen.claim(me);
         let sent_at = clock::now();
-        match store.write(&claim).await {
-            Ok(()) => {}
+        let row = match store.claim(&claim).await {
+            Ok(row) => row,
             Err(LeaseError::Conflict(_)) => return Ok(None),
             // Applied or not? The row tells. If it cannot be read either, the claim expires like any lease.
             Err(error @ LeaseError::Unavailable { .. }) => match store.get(&seen.key).await {
-                Ok(Some(row)) if claim.took_effect_on(&row, me) => {}
+                Ok(Some(row)) if claim.took_effect_on(&row, me.worker()) => row,
                 _ => return Err(error),
             },
             Err(error) => return Err(error),
-        }
-        let tenure = Tenure::begin(seen, &claim, sent_at).expect("a claim begins a holding");
+        };
+        // The row was made anew since it was seen, and its shard has been finished since. Or it was changed
+        // between the claim and a second call that reads it.
+        let Some(tenure) = Tenure::taken(row, &claim, sent_at).filter(|tenure| !tenure.row().is_finished())
+        else {
+            return Ok(None);
+        };
         let row = tenure.row().clone();
         Ok(Some((row, Self::new(tenure, store.clone(), failover_time))))
     }
@@ -211,10 +216,8 @@ impl HeldLease {
             return;
         }
         let tenure = &writer.tenure;
-        if row.counter > tenure.row().counter
-            && row.holder() != Some(tenure.me())
-            && writer.in_doubt.is_empty()
-        {
+        let another = row.holder() != Some(tenure.me()) || row.hands_over != tenure.row().hands_over;
+        if row.counter > tenure.row().counter && another && writer.in_doubt.is_empty() {
             debug!(lease = %self.key, owner = ?row.owner, "the table shows another owner");
             self.lose(LeaseLost::Stolen);
         }

@@ -3,7 +3,7 @@
 //! The tokens make the contract a type: a `ShardDone` comes only from completing the shard, a lost lease
 //! brings no way to checkpoint. KCL: `ShardRecordProcessor`, `RecordProcessorCheckpointer`.
 
-use std::{future::Future, sync::Arc, time::Instant};
+use std::{collections::BTreeSet, future::Future, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use tokio::select;
@@ -12,12 +12,12 @@ use crate::{
     clock,
     core::{
         record::Batch,
-        shard::{ChildShard, Position, ShardId},
+        shard::{Position, ShardId},
         shard_sync,
     },
     error::{CheckpointError, Failure, LeaseLost},
     io::{BoxError, LeaseError},
-    worker::shard_link::ShardLink,
+    worker::{shard::End, shard_link::ShardLink},
 };
 
 /// Processes the records of one shard, as long as this worker holds its lease.
@@ -228,7 +228,7 @@ impl Prepared {
 #[must_use = "a shard that is not completed blocks its children"]
 pub struct EndOfShard {
     link: Arc<ShardLink>,
-    children: Vec<ChildShard>,
+    end: End,
 }
 
 /// Proof that a shard was completed.
@@ -236,17 +236,17 @@ pub struct EndOfShard {
 pub struct ShardDone(());
 
 impl EndOfShard {
-    pub(super) fn new(link: Arc<ShardLink>, children: Vec<ChildShard>) -> Self {
-        Self { link, children }
+    pub(super) fn new(link: Arc<ShardLink>, end: End) -> Self {
+        Self { link, end }
     }
 
     /// The shards that continue this one.
     pub fn children(&self) -> impl Iterator<Item = &ShardId> {
-        self.children.iter().map(|child| &child.id)
+        self.end.children.iter().map(|child| &child.id)
     }
 
-    /// Makes the children's leases, then marks the shard as ended and gives its lease up, in this order:
-    /// a crash in between leaves no shard without a lease. Waits for outstanding acknowledgements.
+    /// Renews the lease, makes the children's leases, then marks the shard as ended and gives its lease up, in
+    /// this order: a crash in between leaves no shard without a lease. Waits for outstanding acknowledgements.
     ///
     /// # Errors
     /// [`CheckpointError::LeaseLost`] if the lease went meanwhile; else it can be asked for again.
@@ -256,8 +256,15 @@ impl EndOfShard {
             why = self.link.held.lost() => return Err(CheckpointError::LeaseLost(why)),
             () = self.link.idle() => {}
         }
+        // The lease may have been lost, or the table dropped, since it was last written: children that are made
+        // now would be the first shards of an application that begins anew.
+        if !self.end.children.is_empty() {
+            self.link.persist(|tenure| Ok(tenure.renewal())).await?;
+        }
         let stream = self.link.held.row().await.stream;
-        for mut lease in shard_sync::child_leases(&self.children) {
+        let ids: BTreeSet<ShardId> = self.end.children.iter().map(|child| child.id.clone()).collect();
+        let children = shard_sync::child_leases(&self.end.children);
+        for mut lease in self.end.other_parents.into_iter().chain(children) {
             lease.stream.clone_from(&stream);
             if let Some(why) = self.link.held.why_lost() {
                 return Err(CheckpointError::LeaseLost(why));
@@ -265,9 +272,7 @@ impl EndOfShard {
             let created = self.link.store.create(&lease).await;
             created.map_err(|error: LeaseError| CheckpointError::Unavailable(error.into()))?;
         }
-        let children: std::collections::BTreeSet<ShardId> =
-            self.children.iter().map(|child| child.id.clone()).collect();
-        self.link.persist(|tenure| Ok(tenure.finish(children.clone()))).await?;
+        self.link.persist(|tenure| Ok(tenure.finish(ids.clone()))).await?;
         self.link.set_finished();
         self.link.held.lose(LeaseLost::Released);
         Ok(ShardDone(()))

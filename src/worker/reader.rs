@@ -29,8 +29,13 @@ use crate::{
         shard::{ChildShard, Position, Shard, ShardId},
         shard_sync,
     },
-    io::{BoxError, Page, RecordSource, ShardFilter, ShardIterator, SourceError, StartFrom},
-    worker::{faults::Faults, renewer::cause, shard::Fetched, shard_link::ShardLink},
+    io::{LeaseError, Page, RecordSource, ShardFilter, ShardIterator, SourceError, StartFrom},
+    worker::{
+        faults::Faults,
+        renewer::cause,
+        shard::{End, Fetched},
+        shard_link::ShardLink,
+    },
 };
 
 /// A closed shard that is still listed has left the stream when it was refused that many times in a row.
@@ -136,9 +141,9 @@ impl<R: Rng> Reader<R> {
                             warn!(shard = %self.link.shard, after = ?place.through, "the shard has left the stream; \
                                 what was not read of it is gone");
                             let children = self.find_children().await;
-                            self.await_other_parents(&children).await;
+                            let other_parents = self.find_other_parents(&children).await;
                             self.link.set_reader(Doing::Idle);
-                            slot.send(Fetched::End(children));
+                            slot.send(Fetched::End(End { children, other_parents }));
                             return;
                         }
                         SourceError::Throttled { .. } => {
@@ -191,10 +196,10 @@ impl<R: Rng> Reader<R> {
                 let known = children.iter().all(|child| child.parents.contains(&self.link.shard));
                 let named = known && !children.is_empty();
                 let children = if named { children } else { self.find_children().await };
-                self.await_other_parents(&children).await;
+                let other_parents = self.find_other_parents(&children).await;
                 self.link.set_reader(Doing::Idle);
                 // Fails only when the user's side has let go, and then nobody asks.
-                let _ = self.fetched.send(Fetched::End(children)).await;
+                let _ = self.fetched.send(Fetched::End(End { children, other_parents })).await;
                 return;
             }
         }
@@ -272,20 +277,20 @@ impl<R: Rng> Reader<R> {
         }
     }
 
-    /// Waits while another parent of a merged child has no lease yet: its own ancestors are being read, and
-    /// the child, whose lease is made at the end of this shard, would begin too early.
-    ///
-    /// Each wait is for an older shard only, so no two wait for each other.
-    async fn await_other_parents(&mut self, children: &[ChildShard]) {
-        let mut backoff = Backoff::new(Duration::from_millis(200), self.config.look_interval());
+    /// The leases to make before those of the children: of other parents that have none yet. Asks until it is
+    /// answered.
+    async fn find_other_parents(&mut self, children: &[ChildShard]) -> Vec<Lease> {
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+        let mut faults = self.link.fault_logs.listings.row();
         loop {
             self.call(LISTING_CALLS);
-            match self.parents_to_come(children).await {
-                Ok(parents) if parents.is_empty() => return,
-                Ok(parents) => {
-                    debug!(shard = %self.link.shard, ?parents, "waiting for another parent's lease");
+            match self.other_parents(children).await {
+                Ok(parents) => return parents,
+                Err(error) => {
+                    if let Some(faults) = faults.failed() {
+                        warn!(shard = %self.link.shard, faults, %error, cause = cause(&error), "other parents not looked up; trying again");
+                    }
                 }
-                Err(error) => debug!(shard = %self.link.shard, %error, "parents not checked; trying again"),
             }
             let delay = backoff.next(&mut self.rng);
             self.link.set_reader(Doing::Waiting { until: clock::now() + delay });
@@ -293,26 +298,18 @@ impl<R: Rng> Reader<R> {
         }
     }
 
-    async fn parents_to_come(&self, children: &[ChildShard]) -> Result<BTreeSet<ShardId>, BoxError> {
-        let mut leased = BTreeSet::from([self.link.shard.clone()]);
-        for child in children {
-            // A child with a lease was begun by whoever ended the other parent.
-            if child.parents.len() < 2 || self.link.store.get(&(&child.id).into()).await?.is_some() {
-                leased.extend(child.parents.iter().cloned());
-                continue;
-            }
-            for parent in &child.parents {
-                if self.link.store.get(&parent.into()).await?.is_some() {
-                    leased.insert(parent.clone());
-                }
-            }
+    async fn other_parents(&mut self, children: &[ChildShard]) -> Result<Vec<Lease>, LeaseError> {
+        let others = children.iter().flat_map(|child| &child.parents);
+        let mut without_lease = false;
+        for parent in others.filter(|parent| **parent != self.link.shard) {
+            without_lease |= self.link.store.get(&parent.into()).await?.is_none();
         }
-        let mut parents = shard_sync::parents_to_come(children, |parent| leased.contains(parent));
-        if !parents.is_empty() {
-            let listed = self.source.list_shards(ShardFilter::All).await?;
-            parents.retain(|parent| listed.iter().any(|shard| shard.id == *parent));
+        if !without_lease {
+            return Ok(Vec::new());
         }
-        Ok(parents)
+        let leases = self.link.store.list().await?;
+        let leased: BTreeSet<ShardId> = leases.iter().map(|lease| lease.key.shard()).collect();
+        Ok(shard_sync::other_parents(&self.list().await, children, |shard| leased.contains(shard)))
     }
 
     /// The shards that continue this one, from the listing; none if there are none.

@@ -31,7 +31,15 @@ pub(super) enum Fetched {
     /// Records, and their part of the memory budget until they are processed.
     Batch(Batch, Option<OwnedSemaphorePermit>),
     /// The end of the shard.
-    End(Vec<ChildShard>),
+    End(End),
+}
+
+/// What follows a shard.
+#[derive(Clone, Default, Debug)]
+pub(super) struct End {
+    pub(super) children: Vec<ChildShard>,
+    /// The leases to make before those of the children.
+    pub(super) other_parents: Vec<Lease>,
 }
 
 /// One shard whose lease this worker holds. Dropping it releases the lease at what is acknowledged.
@@ -42,7 +50,7 @@ pub struct Shard {
     start: ShardStart,
     /// The budget of the batch in the user's hands.
     in_hand: Option<OwnedSemaphorePermit>,
-    end: Option<Vec<ChildShard>>,
+    end: Option<End>,
     drain_given: bool,
 }
 
@@ -104,7 +112,7 @@ impl Shard {
 
     async fn wait(&mut self) -> ShardEvent {
         loop {
-            if let Some(children) = &self.end {
+            if let Some(end) = &self.end {
                 return select! {
                     biased;
                     why = self.link.held.lost() => ShardEvent::Lost(why),
@@ -113,7 +121,7 @@ impl Shard {
                         self.drain_given = true;
                         ShardEvent::Drain(Drain::new(self.link.clone(), until))
                     }
-                    () = self.link.idle() => ShardEvent::Ended(EndOfShard::new(self.link.clone(), children.clone())),
+                    () = self.link.idle() => ShardEvent::Ended(EndOfShard::new(self.link.clone(), end.clone())),
                 };
             }
             let room = self.link.unfinished() < MOST_UNFINISHED;
@@ -132,7 +140,7 @@ impl Shard {
                         self.link.deliver(&batch);
                         return ShardEvent::Batch(batch);
                     }
-                    Some(Fetched::End(children)) => self.end = Some(children),
+                    Some(Fetched::End(end)) => self.end = Some(end),
                     // The reader ends only with the lease.
                     None => return ShardEvent::Lost(self.link.held.lost().await),
                 },

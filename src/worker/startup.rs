@@ -33,6 +33,8 @@ pub(super) struct Found {
     pub(super) identity: Arc<str>,
     /// The table as it is.
     pub(super) leases: Vec<Lease>,
+    /// All shards of the stream.
+    pub(super) listed: Vec<Shard>,
 }
 
 /// Checks the stream, then the table.
@@ -67,7 +69,7 @@ pub(super) async fn check(
     if let Some(why) = audit::belongs_elsewhere(&leases, &listed, &identity) {
         return Err(WorkerError::WrongTable { table: table.into(), why });
     }
-    Ok(Found { identity, leases })
+    Ok(Found { identity, leases, listed })
 }
 
 /// Tries every call that the work needs, in a way that changes nothing, so that a refused permission is

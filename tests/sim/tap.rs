@@ -1,6 +1,6 @@
 //! The last step before table and stream: the observer sees every write that takes effect.
 
-use std::sync::Arc;
+use std::{future::Future, sync::Arc};
 
 use async_trait::async_trait;
 use kinesis_consumer::{
@@ -54,18 +54,11 @@ impl LeaseStore for Tap<dyn LeaseStore> {
     }
 
     async fn write(&self, write: &LeaseWrite) -> Result<(), LeaseError> {
-        let before = self.inner.get(write.key()).await.ok().flatten();
-        let result = self.inner.write(write).await;
-        let after = self.inner.get(write.key()).await.ok().flatten();
-        // What the table shows counts, not what it says.
-        if let (Some(before), Some(after)) = (before, after)
-            && before != after
-        {
-            self.seat.observer.wrote(&self.seat, sent(), write, &before, &after);
-        } else {
-            self.seat.observer.refused(&self.seat, write);
-        }
-        result
+        self.watched(write, self.inner.write(write)).await
+    }
+
+    async fn claim(&self, claim: &LeaseWrite) -> Result<Lease, LeaseError> {
+        self.watched(claim, self.inner.claim(claim)).await
     }
 
     async fn hand_off(&self, request: &HandOff) -> Result<(), LeaseError> {
@@ -83,6 +76,23 @@ impl LeaseStore for Tap<dyn LeaseStore> {
             self.seat.observer.deleted(&self.seat, &row);
         }
         deleted
+    }
+}
+
+impl Tap<dyn LeaseStore> {
+    async fn watched<T>(&self, write: &LeaseWrite, made: impl Future<Output = T>) -> T {
+        let before = self.inner.get(write.key()).await.ok().flatten();
+        let result = made.await;
+        let after = self.inner.get(write.key()).await.ok().flatten();
+        // What the table shows counts, not what it says.
+        if let (Some(before), Some(after)) = (before, after)
+            && before != after
+        {
+            self.seat.observer.wrote(&self.seat, sent(), write, &before, &after);
+        } else {
+            self.seat.observer.refused(&self.seat, write);
+        }
+        result
     }
 }
 

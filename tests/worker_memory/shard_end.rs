@@ -7,16 +7,16 @@ use std::sync::{
 
 use async_trait::async_trait;
 use kinesis_consumer::{
-    Batch, Checkpoint, EndOfShard, Event, Failure, RecordProcessor, Shard, ShardContext, ShardDone,
-    ShardEvent, ShardId, ShardStart, Verdict,
+    Batch, Checkpoint, CheckpointError, EndOfShard, Event, Failure, Lease, LeaseLost, RecordProcessor, Shard,
+    ShardContext, ShardDone, ShardEvent, ShardId, ShardStart, Verdict,
     io::{
         Page, RecordSource, ShardFilter, ShardIterator, SourceError, StartFrom, StreamDescription,
-        faulty::{Fault, Op},
-        memory::MemoryStream,
+        faulty::{Fault, Faults, Op},
+        memory::{MemoryLeaseStore, MemoryStream},
     },
 };
 
-use crate::world::{FAILOVER, SECOND, World, config, event, payloads, run, until};
+use crate::world::{FAILOVER, SECOND, World, config, event, id, payloads, run, until};
 
 #[tokio::test(start_paused = true)]
 async fn children_are_read_once_their_parent_has_ended_and_finished_leases_go() {
@@ -214,6 +214,10 @@ async fn a_crash_between_the_writes_at_a_shards_end_loses_no_shard() {
             world.faults.next(Op::CreateLease, 1, Fault::Delay(SECOND / 100));
         }
         let hung = Fault::Delay(3600 * SECOND);
+        if created == 2 {
+            // The lease is proven before children are made.
+            world.faults.next(Op::WriteLease, 1, Fault::Delay(SECOND / 100));
+        }
         world.faults.next(if created < 2 { Op::CreateLease } else { Op::WriteLease }, 1, hung);
         world.stream.split(&world.shard(0));
         world.put(0, [2]);
@@ -307,4 +311,47 @@ async fn a_puller_completes_a_shard() {
     let child = shards.next().await.expect("a child");
     assert!([world.shard(1), world.shard(2)].contains(child.id()));
     drop((child, worker));
+}
+
+/// The table is dropped while the processor ends the shard: the first leases of the application that begins anew
+/// are not those of the children.
+#[tokio::test(start_paused = true)]
+async fn no_child_gets_a_lease_in_a_table_that_was_made_anew() {
+    let world = World::shards(1);
+    world.put(0, [1]);
+    world.stream.split(&world.shard(0));
+    let (table, faults) = (world.table.clone(), world.faults.clone());
+    let factory = move |_: ShardStart| {
+        let processor = Dropper(table.clone(), faults.clone());
+        async move { Ok(processor) }
+    };
+    let worker = run(world.worker("a").build(factory).expect("valid"));
+    let mut events = worker.handle.events();
+    let lost = event(&mut events, |event| match event {
+        Event::LeaseLost { why, .. } => Some(why),
+        _ => None,
+    });
+    assert_eq!(lost.await, LeaseLost::Deleted);
+    assert_eq!(world.table.rows().len(), 1, "{:?}", world.table.rows());
+    worker.crash().await;
+}
+
+/// Drops the table, and makes another with a row of somebody else's, before it completes the shard.
+struct Dropper(MemoryLeaseStore, Faults);
+
+impl RecordProcessor for Dropper {
+    async fn process(&mut self, _: Batch, _: &ShardContext) -> Result<Verdict, Failure> {
+        Ok(Verdict::Done)
+    }
+
+    async fn shard_ended(&mut self, end: EndOfShard) -> Result<ShardDone, Failure> {
+        self.0.drop_table();
+        let owner = Some("somebody".into());
+        self.0.put_row(Lease { owner, ..Lease::new(&id(7), Checkpoint::TrimHorizon) });
+        let created = self.1.calls(Op::CreateLease);
+        let lost = end.complete().await.expect_err("the lease is gone");
+        assert!(matches!(lost, CheckpointError::LeaseLost(LeaseLost::Deleted)), "{lost}");
+        assert_eq!(self.1.calls(Op::CreateLease), created);
+        Err(Failure::retry(lost))
+    }
 }

@@ -36,7 +36,7 @@ mod tests {
 
     use super::*;
     use crate::core::{
-        lease::{LeaseKey, Tenure, WorkerId},
+        lease::{LeaseKey, Tenure},
         shard::Position,
     };
 
@@ -88,7 +88,7 @@ mod tests {
         let row = seen.after(&write);
         assert_eq!((row.owner, row.checkpoint_owner, row.checkpoint), (None, None, at(900)));
         assert_eq!(row.key, LeaseKey::from("shardId-0"));
-        assert_eq!(row.hands_over, Some(WorkerId::from("a")));
+        assert_eq!(row.hands_over, Some("a".into()));
     }
 
     #[test]

@@ -13,20 +13,21 @@ use std::{
 use bytes::Bytes;
 
 use crate::core::{
-    lease::{Checkpoint, Lease, LeaseKey, PendingCheckpoint, Reset, WorkerId},
+    lease::{Checkpoint, Claimant, Lease, LeaseKey, PendingCheckpoint, Reset, WorkerId},
     shard::ShardId,
 };
 
 impl Lease {
     /// The write by which `me` takes the lease from whoever had it when this row was read.
-    pub fn claim(&self, me: &WorkerId) -> LeaseWrite {
-        let switched = self.holder().is_some_and(|holder| holder != me);
+    pub fn claim(&self, me: &Claimant) -> LeaseWrite {
+        let switched = self.holder().is_some_and(|holder| holder != me.worker());
         LeaseWrite {
             key: self.key.clone(),
             expected: self.counter,
             holder: None,
             handing_over: None,
-            owner: OwnerChange::Set { owner: me.clone(), switched },
+            claimant: Some(me.clone()),
+            owner: OwnerChange::Set { owner: me.worker().clone(), switched },
             mark: None,
             children: BTreeSet::new(),
             throughput_kbps: None,
@@ -37,7 +38,8 @@ impl Lease {
     /// leases over, or is handing this one over already.
     pub fn ask(&self, me: &WorkerId) -> Option<HandOff> {
         let from = self.owner.clone().filter(|owner| owner != me)?;
-        let willing = self.hands_over.as_ref() == Some(&from) && self.checkpoint_owner.is_none();
+        let hands_over = self.hands_over.as_ref().map(Claimant::worker) == Some(&from);
+        let willing = hands_over && self.checkpoint_owner.is_none();
         willing.then(|| HandOff { key: self.key.clone(), from, to: me.clone(), withdraw: false })
     }
 
@@ -59,7 +61,7 @@ impl Lease {
             OwnerChange::Set { owner, switched } => {
                 row.owner = Some(owner.clone());
                 row.checkpoint_owner = None;
-                row.hands_over = Some(owner.clone());
+                row.hands_over.clone_from(&write.claimant);
                 row.owner_switches += u64::from(*switched);
             }
             OwnerChange::Leave => row.left_at = Some(row.counter),
@@ -153,6 +155,8 @@ pub struct LeaseWrite {
     holder: Option<WorkerId>,
     /// The writer, if it is handing the lease over; none if no hand-off may be pending.
     handing_over: Option<WorkerId>,
+    /// Whose claim began the holding; of a claim, who makes it. None for an operator.
+    claimant: Option<Claimant>,
     owner: OwnerChange,
     mark: Option<Mark>,
     children: BTreeSet<ShardId>,
@@ -200,6 +204,7 @@ impl LeaseWrite {
             expected: row.counter,
             holder: row.holder().cloned(),
             handing_over: row.checkpoint_owner.clone(),
+            claimant: None,
             owner: OwnerChange::Remove,
             mark,
             children: BTreeSet::new(),
@@ -230,6 +235,17 @@ impl LeaseWrite {
         self.handing_over.as_ref()
     }
 
+    /// Whose claim began the holding that this write belongs to: what the row must say, unless the write is
+    /// this very claim; none for an operator's write. The owner alone does not tell: two processes may have
+    /// one worker's id.
+    pub fn claimant(&self) -> Option<&Claimant> {
+        self.claimant.as_ref()
+    }
+
+    fn is_claimed_on(&self, row: &Lease) -> bool {
+        self.claimant.is_none() || row.hands_over == self.claimant
+    }
+
     /// What becomes of the owner.
     pub fn owner(&self) -> &OwnerChange {
         &self.owner
@@ -253,7 +269,7 @@ impl LeaseWrite {
     /// Whether `row` meets the condition of this write.
     pub fn is_allowed_on(&self, row: &Lease) -> bool {
         let held = row.holder() == self.holder.as_ref() && row.checkpoint_owner == self.handing_over;
-        row.counter == self.expected && (self.holder.is_none() || held)
+        row.counter == self.expected && (self.holder.is_none() || held && self.is_claimed_on(row))
     }
 
     /// Whether `row`, read after this write failed or went unanswered, shows that it took effect for `me`.
@@ -277,7 +293,7 @@ impl LeaseWrite {
                 row.checkpoint == reset.to && row.reset_millis == Some(reset.at_millis)
             }
         };
-        row.counter == self.expected + 1 && owned && marked
+        row.counter == self.expected + 1 && self.is_claimed_on(row) && owned && marked
     }
 }
 
@@ -288,7 +304,7 @@ impl LeaseWrite {
 #[derive(Debug)]
 pub struct Tenure {
     row: Lease,
-    me: WorkerId,
+    me: Claimant,
     proven_at: Instant,
     throughput_kbps: Option<f64>,
 }
@@ -307,13 +323,21 @@ impl Tenure {
     /// The holding that began when `claim`, made from `seen` by [`Lease::claim`] and sent at `sent_at`,
     /// succeeded. Nothing if `claim` is another kind of write.
     pub fn begin(seen: &Lease, claim: &LeaseWrite, sent_at: Instant) -> Option<Self> {
-        match &claim.owner {
-            OwnerChange::Set { owner, .. } if claim.key == seen.key => {
-                let (row, me) = (seen.after(claim), owner.clone());
-                Some(Self { row, me, proven_at: sent_at, throughput_kbps: None })
-            }
-            _ => None,
-        }
+        (claim.key == seen.key).then(|| Self::taken(seen.after(claim), claim, sent_at))?
+    }
+
+    /// The holding that began with `claim`, sent at `sent_at`, which left the row as `row`: not what a look
+    /// had shown before, since the row may have been deleted and made anew with the same counter. Nothing if
+    /// `claim` is another kind of write, or did not lead to `row`.
+    pub fn taken(row: Lease, claim: &LeaseWrite, sent_at: Instant) -> Option<Self> {
+        let claims = matches!(claim.owner, OwnerChange::Set { .. }) && claim.key == row.key;
+        let me = claim.claimant.clone().filter(|_| claims)?;
+        claim.took_effect_on(&row, me.worker()).then_some(Self {
+            row,
+            me,
+            proven_at: sent_at,
+            throughput_kbps: None,
+        })
     }
 
     /// The row as this worker last wrote it.
@@ -323,7 +347,7 @@ impl Tenure {
 
     /// The holder.
     pub fn me(&self) -> &WorkerId {
-        &self.me
+        self.me.worker()
     }
 
     /// When the last write that succeeded was sent. Others saw its counter no earlier.
@@ -341,8 +365,9 @@ impl Tenure {
         LeaseWrite {
             key: self.row.key.clone(),
             expected: self.row.counter,
-            holder: Some(self.me.clone()),
+            holder: Some(self.me().clone()),
             handing_over: self.row.checkpoint_owner.clone(),
+            claimant: Some(self.me.clone()),
             owner: OwnerChange::Keep,
             mark: None,
             children: BTreeSet::new(),
@@ -413,7 +438,7 @@ impl Tenure {
         if let Some(to) = &to {
             self.forward(to)?;
         }
-        let owner = if self.row.is_leaving(&self.me) { OwnerChange::Transfer } else { owner };
+        let owner = if self.row.is_leaving(self.me()) { OwnerChange::Transfer } else { owner };
         Ok(LeaseWrite { mark: to.map(|to| self.mark(to)), owner, ..self.write() })
     }
 
@@ -433,7 +458,9 @@ impl Tenure {
     /// Takes note of a request for the lease, or of its withdrawal, as `row` shows it. Nothing changes
     /// unless `row` is still that of this holding. Says whether it is.
     pub fn notice(&mut self, row: &Lease) -> bool {
-        let ours = row.counter == self.row.counter && row.holder() == Some(&self.me);
+        let ours = row.counter == self.row.counter
+            && row.holder() == Some(self.me())
+            && row.hands_over.as_ref() == Some(&self.me);
         if ours {
             self.row.owner.clone_from(&row.owner);
             self.row.checkpoint_owner.clone_from(&row.checkpoint_owner);

@@ -12,7 +12,7 @@ use crate::{
     config::{InitialPosition, OnShutdown},
     core::{
         balance::{Claim, Reason},
-        lease::{HandOff, Lease, LeaseKey, WorkerId},
+        lease::{Checkpoint, Claimant, HandOff, Lease, LeaseKey},
     },
     error::WorkerError,
     io::{LeaseError, LeaseStore},
@@ -42,9 +42,18 @@ impl Coordinator {
             while under_way.len() < CALLS_AT_ONCE {
                 let Some(claim) = waiting.next() else { break };
                 let Some(seen) = self.view.get(&claim.key).cloned() else { continue };
-                let (me, store) = (self.parts.me.clone(), self.parts.store.clone());
+                let (me, store) = (self.claimant(), self.parts.store.clone());
                 let failover_time = self.parts.config.failover_time;
                 let absent = self.absent_parents(&seen);
+                // Whether a parent without a row is to be read first is still to be found out.
+                let settled = |parent: &LeaseKey| self.settled_parents.contains(&parent.shard());
+                if seen.counter == 0
+                    && seen.checkpoint == Checkpoint::TrimHorizon
+                    && !absent.iter().all(settled)
+                {
+                    debug!(lease = %claim.key, "not claimed before its parents are known");
+                    continue;
+                }
                 under_way.spawn(self.parts.gate.pass(async move {
                     let won = claim_one(&seen, &absent, &me, &store, failover_time).await;
                     (claim, won)
@@ -200,7 +209,7 @@ impl Coordinator {
 /// What fails here expires.
 pub(super) async fn withdraw(
     ask: HandOff,
-    me: WorkerId,
+    me: Claimant,
     store: Arc<dyn LeaseStore>,
     failover_time: Duration,
 ) {
@@ -210,7 +219,7 @@ pub(super) async fn withdraw(
         return;
     }
     let Ok(Some(row)) = store.get(&key).await else { return };
-    if row.owner.as_ref() == Some(&me)
+    if row.owner.as_ref() == Some(me.worker())
         && row.checkpoint_owner.is_none()
         && let Ok(Some((_, held))) = HeldLease::claim(&row, &me, &store, failover_time).await
     {
@@ -224,7 +233,7 @@ pub(super) async fn withdraw(
 pub(super) async fn claim_one(
     seen: &Lease,
     absent_parents: &[LeaseKey],
-    me: &WorkerId,
+    me: &Claimant,
     store: &Arc<dyn LeaseStore>,
     failover_time: Duration,
 ) -> Result<Option<(Lease, HeldLease)>, LeaseError> {

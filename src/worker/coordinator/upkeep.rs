@@ -1,6 +1,9 @@
 //! Upkeep of the lease table: rows that are missing, in doubt, or finished.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, SystemTime},
+};
 
 use tokio::{select, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -13,7 +16,7 @@ use crate::{
     core::{
         audit::{self, Coverage},
         lease::{Lease, LeaseKey},
-        shard::HashKeyRange,
+        shard::{HashKeyRange, ShardId},
         shard_sync::{self, Begin},
     },
     error::WorkerError,
@@ -44,12 +47,20 @@ impl Coordinator {
             Coverage::Empty => self.holes.see(&[HashKeyRange::ALL]),
             Coverage::Unknown(_) => false,
         };
-        if !fresh && !suspicious {
+        let orphaned = self.orphaned_parents();
+        if !fresh && !suspicious && orphaned.is_empty() {
             return Ok(());
         }
         let leases: Vec<Lease> = self.view.leases().cloned().collect();
-        let missing = match self.missing(&leases).await {
+        let missing = match self.missing(&leases, fresh || suspicious).await {
             Ok(missing) => {
+                let to_make: BTreeSet<ShardId> = missing.iter().map(|lease| lease.key.shard()).collect();
+                self.settled_parents.extend(orphaned.difference(&to_make).cloned());
+                if fresh {
+                    // What was closed at the application's beginning has nothing for it.
+                    let before = shard_sync::absent_parents(missing.iter());
+                    self.settled_parents.extend(before);
+                }
                 self.list_faults.over();
                 missing
             }
@@ -101,9 +112,27 @@ impl Coordinator {
         }
     }
 
-    pub(super) async fn missing(&self, leases: &[Lease]) -> Result<Vec<Lease>, BoxError> {
+    /// The parents without a row of shards that have not begun, but for those that are settled; none if they
+    /// were asked for a moment ago.
+    fn orphaned_parents(&mut self) -> BTreeSet<ShardId> {
+        let claimed = self.view.leases().filter(|lease| lease.counter > 0 && !lease.parents.is_empty());
+        let new = claimed.map(|lease| lease.key.shard()).filter(|shard| !self.claimed.contains(shard));
+        let new: Vec<ShardId> = new.collect();
+        self.claimed.extend(new);
+        let mut absent = shard_sync::absent_parents(self.view.leases());
+        self.settled_parents.retain(|parent| absent.contains(parent));
+        absent.retain(|parent| !self.settled_parents.contains(parent));
+        if absent.is_empty() || clock::now() < self.parents_after {
+            return BTreeSet::new();
+        }
+        self.parents_after = clock::now() + self.parts.config.look_interval();
+        absent
+    }
+
+    /// The leases to make: those of shards that nobody reads, if there are `holes`, and those whose rows
+    /// somebody removed before their shards were finished.
+    async fn missing(&mut self, leases: &[Lease], holes: bool) -> Result<Vec<Lease>, BoxError> {
         let begin = self.begin.pinned_by(leases);
-        let fresh = shard_sync::is_fresh(leases);
         if leases.is_empty() {
             let at =
                 |millis| ShardFilter::AtTimestamp(SystemTime::UNIX_EPOCH + Duration::from_millis(millis));
@@ -120,7 +149,30 @@ impl Coordinator {
             }
         }
         let listed = self.parts.source.list_shards(ShardFilter::All).await?;
-        Ok(shard_sync::missing(&listed, leases, begin, fresh))
+        // What has left the stream is nobody's parent any more.
+        let ids: BTreeSet<&ShardId> = listed.iter().map(|shard| &shard.id).collect();
+        self.claimed.retain(|shard| ids.contains(shard));
+        let claimed = |shard: &ShardId| self.claimed.contains(shard);
+        let made = shard_sync::to_make(&listed, leases, begin, holes, claimed);
+        if made.is_empty() {
+            return Ok(made);
+        }
+        // A look may be older than the end of a parent, and its row be deleted since.
+        let leases = self.confirmed(leases).await?;
+        Ok(shard_sync::to_make(&listed, &leases, begin, holes, claimed))
+    }
+
+    /// The same leases, those that nobody has claimed as they are now.
+    async fn confirmed(&self, leases: &[Lease]) -> Result<Vec<Lease>, BoxError> {
+        let mut confirmed = Vec::with_capacity(leases.len());
+        for lease in leases {
+            if lease.counter > 0 || lease.parents.is_empty() {
+                confirmed.push(lease.clone());
+            } else {
+                confirmed.extend(self.parts.store.get(&lease.key).await?);
+            }
+        }
+        Ok(confirmed)
     }
 
     /// Somebody dropped the table. Made again it is empty, and the application begins anew.

@@ -8,10 +8,7 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::{
-    core::{
-        lease::{Checkpoint, WorkerId},
-        shard::Position,
-    },
+    core::{lease::Checkpoint, shard::Position},
     io::{
         faulty::{Fault, Faults, FaultyLeaseStore, Op},
         memory::MemoryLeaseStore,
@@ -365,7 +362,47 @@ async fn nothing_is_written_after_the_lease_was_given_up() {
 #[tokio::test(start_paused = true)]
 async fn a_namesake_is_a_thief_like_any_other() {
     let held = held().await;
-    let me: WorkerId = "me".into();
-    held.table.write(&held.row().claim(&me)).await.expect("allowed");
+    held.table.write(&held.row().claim(&"me".into())).await.expect("allowed");
     assert_eq!(lost(held.renew().await), LeaseLost::Stolen);
+}
+
+/// Neither owner nor counter would tell: the renewal without a reply could have led to this row.
+#[tokio::test(start_paused = true)]
+async fn a_namesakes_claim_is_not_taken_for_a_renewal_whose_reply_was_lost() {
+    let held = held().await;
+    held.faults.next(Op::WriteLease, 1, Fault::Unavailable);
+    held.renew().await.expect_err("no reply");
+    held.table.write(&held.row().claim(&Claimant::new(&"me".into(), 2, 1))).await.expect("allowed");
+    assert_eq!(lost(held.renew().await), LeaseLost::Stolen);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_that_shows_a_namesakes_claim_ends_the_holding() {
+    let held = held().await;
+    held.table.write(&held.row().claim(&Claimant::new(&"me".into(), 2, 1))).await.expect("allowed");
+    held.lease.observe(&held.row());
+    assert_eq!(held.lease.why_lost(), Some(LeaseLost::Stolen));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_read_from_is_what_the_claim_met_and_not_what_was_seen_before() {
+    let table = MemoryLeaseStore::new();
+    let seen = Lease { counter: 7, ..Lease::new(&"shardId-0".into(), at(100)) };
+    // Deleted meanwhile, made anew, and written up to the same counter.
+    table.put_row(Lease { checkpoint: at(5), ..seen.clone() });
+    let store: Arc<dyn LeaseStore> = Arc::new(table.clone());
+    let claimed = HeldLease::claim(&seen, &"me".into(), &store, FAILOVER).await;
+    let (row, lease) = claimed.expect("no error").expect("won");
+    assert_eq!((&row.checkpoint, [&row]), (&at(5), [&table.rows()[0]]));
+    lease.write(|tenure| tenure.checkpoint(at(6))).await.expect("forward");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_turns_out_to_be_finished_is_not_held() {
+    let table = MemoryLeaseStore::new();
+    let seen = Lease::new(&"shardId-0".into(), Checkpoint::TrimHorizon);
+    table.put_row(Lease { checkpoint: Checkpoint::ShardEnd, ..seen.clone() });
+    let store: Arc<dyn LeaseStore> = Arc::new(table);
+    let claimed = HeldLease::claim(&seen, &"me".into(), &store, FAILOVER).await;
+    assert!(claimed.expect("no error").is_none());
 }

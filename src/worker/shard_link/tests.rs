@@ -1,11 +1,8 @@
 use super::*;
 use crate::{
-    core::{
-        lease::WorkerId,
-        testdata::{Row, Section, sections},
-    },
+    core::testdata::{Row, Section, sections},
     io::memory::MemoryLeaseStore,
-    worker::processor::EndOfShard,
+    worker::{processor::EndOfShard, shard::End},
 };
 
 const CASES: &str = include_str!("../../core/testdata/checkpoints.txt");
@@ -23,7 +20,7 @@ async fn held(checkpoint: &str) -> Held {
     let row = Lease::new(&"shardId-0".into(), parse(checkpoint));
     table.put_row(row.clone());
     let store: Arc<dyn LeaseStore> = Arc::new(table.clone());
-    let claimed = HeldLease::claim(&row, &WorkerId::from("me"), &store, FAILOVER).await;
+    let claimed = HeldLease::claim(&row, &"me".into(), &store, FAILOVER).await;
     let (row, held) = claimed.expect("no error").expect("won");
     let interval = Duration::from_secs(5);
     let terms = Terms { keep_on_drain: false, checkpoint_interval: interval, first_interval: interval };
@@ -66,7 +63,7 @@ impl Held {
                 // The end waits for acknowledgements.
                 let last = self.link.progress().watermark.last_delivered().cloned();
                 last.iter().for_each(|last| self.link.ack_through(last));
-                EndOfShard::new(self.link.clone(), Vec::new()).complete().await.map(drop)
+                EndOfShard::new(self.link.clone(), End::default()).complete().await.map(drop)
             }
             other => panic!("no such call: {other}"),
         };
