@@ -7,7 +7,7 @@ use std::{
 };
 
 use kinesis_consumer::{
-    Config, Event, Report, ShardId, Worker, WorkerError, WorkerHandle,
+    Checkpoint, Config, Event, Report, ShardId, Worker, WorkerError, WorkerHandle,
     io::{
         LeaseStore, RecordSource,
         faulty::{Faults, FaultyLeaseStore, FaultySource},
@@ -100,6 +100,7 @@ impl World {
             failover_time: setup.config.failover_time,
             max_leases: setup.config.max_leases_for_worker.unwrap_or(usize::MAX),
             max_steals: setup.config.max_leases_to_steal_at_one_time.unwrap_or(usize::MAX),
+            from_start: setup.config.initial_position == kinesis_consumer::InitialPosition::TrimHorizon,
         };
         let (stream, table) = (MemoryStream::new("stream", setup.shards), MemoryLeaseStore::new());
         let mut world = Self {
@@ -213,14 +214,11 @@ impl World {
         self.observer.ended(no);
     }
 
-    /// Leaves one worker of each id.
-    pub(crate) async fn part_twins(&mut self) {
+    /// Whether two workers with one id hold leases. One that holds none is a spare, and in nobody's way.
+    pub(crate) fn has_twins(&self) -> bool {
         let mut names = BTreeSet::new();
-        for no in self.running() {
-            if !names.insert(self.instances[no].seat.name.clone()) {
-                self.crash(no).await;
-            }
-        }
+        let holds = |no: &usize| self.observer.works_on(*no) > 0;
+        !self.running().into_iter().filter(holds).all(|no| names.insert(self.instances[no].seat.name.clone()))
     }
 
     pub(crate) fn freeze(&mut self, no: usize) {
@@ -382,10 +380,14 @@ impl World {
     pub(crate) fn delete_row(&mut self, nth: usize) {
         let rows = self.table.rows();
         if let Some(row) = rows.get(nth % rows.len().max(1)) {
-            self.observer.note("operator", || format!("deletes the row of {}", short(row.key.as_str())));
-            self.table.remove_row(&row.key);
-            self.observer.row_removed(&row.key.shard());
+            self.delete(&row.key.shard());
         }
+    }
+
+    pub(crate) fn delete(&mut self, shard: &ShardId) {
+        self.observer.note("operator", || format!("deletes the row of {}", short(shard.as_str())));
+        self.table.remove_row(&shard.into());
+        self.observer.row_removed(shard);
     }
 
     /// Changes a row as a person would: the counter is raised or forgotten, the owner removed or replaced.
@@ -399,9 +401,10 @@ impl World {
                 row.counter += 1;
             }
             Edit::Counter => row.counter += 7,
+            Edit::Rewind => row.checkpoint = Checkpoint::TrimHorizon,
         }
         self.observer.note("operator", || format!("changes {}: {edit:?}", short(row.key.as_str())));
-        self.observer.row_edited(&row.key.shard(), row.counter);
+        self.observer.row_edited(&row.key.shard(), row.counter, edit == Edit::Rewind);
         self.table.put_row(row);
     }
 
@@ -428,4 +431,6 @@ pub(crate) enum Edit {
     NoOwner,
     OtherOwner,
     Counter,
+    /// The checkpoint goes back to the shard's beginning, and nothing else changes.
+    Rewind,
 }

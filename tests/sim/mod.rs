@@ -5,6 +5,7 @@
 //! ```
 
 pub(crate) mod fleet;
+mod incidents;
 pub(crate) mod line;
 pub(crate) mod observer;
 pub(crate) mod processor;

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::{
     processor::Seat,
     rules::{Instance, RowLog, State, kind},
-    shards::{Keys, ShardLog},
+    shards::Keys,
     trace::{Trace, short},
 };
 
@@ -27,6 +27,8 @@ pub(crate) struct Rules {
     pub(crate) failover_time: Duration,
     pub(crate) max_leases: usize,
     pub(crate) max_steals: usize,
+    /// The application reads every shard from its beginning.
+    pub(crate) from_start: bool,
 }
 
 #[derive(Debug)]
@@ -44,6 +46,28 @@ pub(crate) struct Counts {
     pub(crate) writes: u64,
 }
 
+/// How often each call was made.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Calls(pub(crate) BTreeMap<&'static str, u64>);
+
+impl Calls {
+    pub(crate) fn since(&self, before: &Self) -> Self {
+        Self(self.0.iter().map(|(name, count)| (*name, count - before.of(name))).collect())
+    }
+
+    pub(crate) fn of(&self, name: &str) -> u64 {
+        self.0.get(name).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn all(&self) -> u64 {
+        self.0.values().sum()
+    }
+
+    pub(crate) fn looks(&self) -> u64 {
+        self.of("list")
+    }
+}
+
 impl Observer {
     pub(crate) fn new(rules: Rules, recording: bool) -> Self {
         Self(Mutex::new(State {
@@ -54,7 +78,6 @@ impl Observer {
             shards: BTreeMap::new(),
             keys: Keys::default(),
             rows: BTreeMap::new(),
-            removed: BTreeSet::new(),
             tenures: BTreeMap::new(),
             instances: Vec::new(),
             pinned: 0,
@@ -130,30 +153,28 @@ impl Observer {
 
     /// A person has removed the row, or the whole table.
     pub(crate) fn row_removed(&self, shard: &ShardId) {
-        let mut state = self.lock();
-        state.rows.remove(shard);
-        state.removed.insert(shard.clone());
+        self.lock().rows.remove(shard);
     }
 
     /// A person has changed the row.
-    pub(crate) fn row_edited(&self, shard: &ShardId, counter: u64) {
+    pub(crate) fn row_edited(&self, shard: &ShardId, counter: u64, rewound: bool) {
         let mut state = self.lock();
         let row = state.rows.entry(shard.clone()).or_default();
         (row.edited, row.highest) = (true, counter);
+        row.rewound |= rewound;
     }
 
     // What workers do to the table.
 
-    pub(crate) fn called(&self, seat: &Seat) {
+    pub(crate) fn called(&self, seat: &Seat, name: &'static str) {
         let mut state = self.lock();
         state.counts.calls += 1;
-        state.instances[seat.no].calls += 1;
+        *state.instances[seat.no].calls.entry(name).or_default() += 1;
         state.alive(seat, "makes a call");
     }
 
     pub(crate) fn looks(&self, seat: &Seat) {
         let mut state = self.lock();
-        state.instances[seat.no].looks += 1;
         state.instances[seat.no].steals_since_look = 0;
     }
 
@@ -166,8 +187,7 @@ impl Observer {
         if let (Checkpoint::Latest, Some(at)) = (&lease.checkpoint, lease.start_millis) {
             state.pinned = state.pinned.max(at);
         }
-        let remade = state.removed.contains(&shard);
-        state.rows.insert(shard, RowLog { highest: lease.counter, remade, ..RowLog::default() });
+        state.rows.insert(shard, RowLog { highest: lease.counter, ..RowLog::default() });
     }
 
     pub(crate) fn deleted(&self, seat: &Seat, row: &Lease) {
@@ -282,12 +302,7 @@ impl Observer {
     pub(crate) fn unread(&self) -> Vec<(ShardId, usize, u64)> {
         let state = self.lock();
         let pinned = state.pinned;
-        // A row that is gone while a child has a lease says that its shard is finished, here as in the KCL: who
-        // removes the row of an unfinished parent gives up what was not read of it.
-        let given_up =
-            |shard: &ShardId, log: &ShardLog| state.removed.contains(shard) && !log.children.is_empty();
-        let shards = state.shards.iter().filter(|(shard, log)| !given_up(shard, log));
-        let unread = shards.filter_map(|(shard, log)| {
+        let unread = state.shards.iter().filter_map(|(shard, log)| {
             let count = log.unread_count(pinned);
             Some((shard.clone(), count, log.unread(pinned)?))
         });
@@ -304,10 +319,20 @@ impl Observer {
         self.lock().moves.len()
     }
 
-    /// Calls and looks of one instance so far.
-    pub(crate) fn calls(&self, no: usize) -> (u64, u64) {
-        let state = self.lock();
-        (state.instances[no].calls, state.instances[no].looks)
+    /// Whether a person set the checkpoint back, for the next holder to find. The present one leaves it at its
+    /// stop if it has nothing to add.
+    pub(crate) fn is_rewound(&self, shard: &ShardId) -> bool {
+        self.lock().rows.get(shard).is_some_and(|row| row.rewound)
+    }
+
+    /// How many shards one instance works on.
+    pub(crate) fn works_on(&self, no: usize) -> usize {
+        self.lock().instances[no].processors.values().filter(|count| **count > 0).count()
+    }
+
+    /// Calls of one instance so far, by their names.
+    pub(crate) fn calls(&self, no: usize) -> Calls {
+        Calls(self.lock().instances[no].calls.clone())
     }
 
     /// How many shards lie between the oldest unread one and the youngest.

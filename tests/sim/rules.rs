@@ -24,8 +24,6 @@ pub(super) struct State {
     pub(super) shards: BTreeMap<ShardId, ShardLog>,
     pub(super) keys: Keys,
     pub(super) rows: BTreeMap<ShardId, RowLog>,
-    /// Shards whose row a person has removed.
-    pub(super) removed: BTreeSet<ShardId>,
     pub(super) tenures: BTreeMap<(usize, ShardId), Tenure>,
     pub(super) instances: Vec<Instance>,
     /// The latest start that a row was pinned to: what arrived since then must not be missed.
@@ -40,10 +38,10 @@ pub(super) struct RowLog {
     pub(super) highest: u64,
     /// The instance whose claim was the last to be accepted; none after it gave the lease up.
     pub(super) holder: Option<usize>,
-    /// It was removed by hand before. Its counter may meet one that somebody remembers of the row before it.
-    pub(super) remade: bool,
     /// Somebody has changed the row by hand: the holder cannot be known before the next claim.
     pub(super) edited: bool,
+    /// Somebody has set the checkpoint back by hand.
+    pub(super) rewound: bool,
 }
 
 /// One holding of one lease by one instance.
@@ -69,8 +67,7 @@ pub(super) struct Tenure {
 pub(super) struct Instance {
     pub(super) name: String,
     pub(super) over: bool,
-    pub(super) calls: u64,
-    pub(super) looks: u64,
+    pub(super) calls: BTreeMap<&'static str, u64>,
     pub(super) steals_since_look: usize,
     pub(super) processors: BTreeMap<ShardId, usize>,
 }
@@ -194,9 +191,8 @@ impl State {
             self.violate(&seat.name, format!("claimed {shard} for {owner}"));
         }
         let row = self.rows.entry(shard.clone()).or_default();
-        let (holder, edited) = (row.holder, row.edited || row.remade);
-        let remade = row.remade;
-        (row.holder, row.edited) = (Some(seat.no), false);
+        let (holder, edited) = (row.holder, row.edited);
+        (row.holder, row.edited, row.rewound) = (Some(seat.no), false, false);
         let took_alive = !edited
             && holder.filter(|no| *no != seat.no).is_some_and(|no| {
                 let tenure = self.tenures.get(&(no, shard.clone()));
@@ -210,8 +206,6 @@ impl State {
         }
         let log = self.shards.entry(shard.clone()).or_default();
         let (base, exact) = match (&after.checkpoint, after.start_millis) {
-            // A claim may have been made from what the row was before, if the counters meet.
-            _ if remade => (log.last(), false),
             (Checkpoint::At(position), _) => (number(position), true),
             (Checkpoint::Latest | Checkpoint::AtTimestamp, Some(at)) => (log.before(at), false),
             _ => (0, true),
@@ -232,8 +226,7 @@ impl State {
     }
 
     pub(super) fn checkpointed(&mut self, seat: &Seat, shard: &ShardId, to: &Checkpoint, before: &Lease) {
-        let remade = self.rows.get(shard).is_some_and(|row| row.remade);
-        if *to < before.checkpoint && !remade {
+        if *to < before.checkpoint {
             self.violate(&seat.name, format!("took the checkpoint of {shard} back to {to}"));
         }
         let log = self.shards.entry(shard.clone()).or_default();
@@ -289,14 +282,14 @@ impl State {
         let mut wrong = Vec::new();
         for number in first..=last {
             wrong.extend(log.deliver(number, first - 1).err());
-            // Across shards there is no order any more once a parent's row was removed by hand.
-            if let Some((key, in_key)) = log.in_key(number).filter(|_| self.removed.is_empty()) {
+            if let Some((key, in_key)) = log.in_key(number) {
                 wrong.extend(self.keys.deliver(key, in_key).err());
             }
         }
         for parent in parents {
-            let unended = self.shards.get(&parent).is_some_and(|log| !log.ended);
-            if unended && self.rows.contains_key(&parent) && !self.removed.contains(&parent) {
+            let unended = self.shards.get(&parent).is_some_and(|log| !log.ended && !log.gone);
+            // An application that began at the tip reads no shard that was closed before.
+            if unended && (self.rules.from_start || self.rows.contains_key(&parent)) {
                 wrong.push(format!("its parent {parent} has not ended"));
             }
         }

@@ -14,10 +14,10 @@ use super::{
     processor::Temper,
 };
 
-const SECOND: Duration = Duration::from_secs(1);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
 
 /// A fleet of `workers` called a, b, c … that has settled, with records read and to come.
-async fn settled(setup: Setup, workers: usize) -> World {
+pub(super) async fn settled(setup: Setup, workers: usize) -> World {
     let mut world = World::new(setup);
     for name in ["a", "b", "c", "d", "e", "f"].iter().take(workers) {
         world.start(name);
@@ -29,7 +29,7 @@ async fn settled(setup: Setup, workers: usize) -> World {
 }
 
 /// Waits until everything is read, and checks that nothing was wrong on the way.
-async fn reads_everything(world: &mut World, within: Duration) {
+pub(super) async fn reads_everything(world: &mut World, within: Duration) {
     let read = world.until(within, |world| world.observer.unread().is_empty()).await;
     if !read {
         let unread = world.observer.unread();
@@ -39,12 +39,12 @@ async fn reads_everything(world: &mut World, within: Duration) {
 }
 
 #[track_caller]
-fn is_clean(world: &World) {
+pub(super) fn is_clean(world: &World) {
     let violations = world.observer.violations();
     assert!(violations.is_empty(), "{}\n{}", world.observer.trace(), violations.join("\n"));
 }
 
-fn owned(world: &World, name: &str) -> usize {
+pub(super) fn owned(world: &World, name: &str) -> usize {
     let owned = |row: &&Lease| row.holder().is_some_and(|holder| holder.as_str() == name);
     world.table.rows().iter().filter(owned).count()
 }
@@ -436,11 +436,11 @@ async fn a_table_full_of_finished_rows_is_looked_at_within_the_budget() {
     reads_everything(&mut world, 10 * SECOND).await;
     // While leases move looks come more often.
     world.advance(10 * SECOND).await;
-    let before: Vec<u64> = (0..2).map(|no| world.observer.calls(no).1).collect();
+    let before: Vec<u64> = (0..2).map(|no| world.observer.calls(no).looks()).collect();
     world.advance(60 * SECOND).await;
     let most = 60.0 / (0.85 * world.failover().as_secs_f64() / 2.0) + 1.0;
     for (no, before) in before.iter().enumerate() {
-        let looks = world.observer.calls(no).1 - before;
+        let looks = world.observer.calls(no).looks() - before;
         assert!(looks as f64 <= most, "{looks} looks in a minute");
     }
     is_clean(&world);

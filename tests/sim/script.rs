@@ -37,6 +37,8 @@ pub(crate) enum Step {
     Twin {
         nth: usize,
     },
+    /// Two processes with one id that start in the same moment.
+    Twins,
     /// The user's code of one worker, or of all, misbehaves.
     Temper {
         nth: Option<usize>,
@@ -147,10 +149,9 @@ impl Script {
         let rng = &mut StdRng::seed_from_u64(seed);
         let config = config(rng);
         let failover = millis(config.failover_time);
-        let bounded = config.max_leases_for_worker.is_some();
         let most = if rng.random_bool(0.2) { 8 } else { 4 };
         let workers = rng.random_range(1..=most);
-        let most = if !bounded && rng.random_bool(0.1) { 32 } else { 8 };
+        let most = if rng.random_bool(0.1) { 32 } else { 8 };
         let shards = rng.random_range(1..=most);
         let length = rng.random_range(5 * failover..=20 * failover).min(60_000);
         let drawn: Vec<Kind> = KINDS.iter().copied().filter(|_| rng.random_bool(0.35)).collect();
@@ -158,15 +159,13 @@ impl Script {
         let allowed = |kind: &Kind| match kind {
             Kind::Operator => from_start,
             Kind::Reshard => shards <= 16,
-            // Two processes with one id cannot tell their claims apart once replies are lost.
-            Kind::Twin => !drawn.iter().any(|kind| matches!(kind, Kind::TableFaults | Kind::Lines)),
             _ => true,
         };
         let kinds: Vec<Kind> = drawn.iter().copied().filter(allowed).collect();
         let mut steps = Vec::new();
         for _ in 0..rng.random_range(0..=12) {
             if let Some(kind) = kinds.choose(rng) {
-                steps.push((rng.random_range(0..length), step(*kind, failover, bounded, rng)));
+                steps.push((rng.random_range(0..length), step(*kind, failover, rng)));
             }
         }
         steps.sort_by_key(|(at, _)| *at);
@@ -191,7 +190,7 @@ fn config(rng: &mut StdRng) -> Config {
             false => InitialPosition::Latest,
         },
         failover_time: Duration::from_millis(failover),
-        max_leases_for_worker: limit(rng, 6).map(|limit: usize| limit.max(2)),
+        max_leases_for_worker: limit(rng, 6),
         max_leases_to_steal_at_one_time: limit(rng, 3),
         scan_budget: *[5.0, 5.0, 1.0, 50.0].choose(rng).expect("some"),
         on_shutdown: if rng.random_bool(0.85) { OnShutdown::Release } else { OnShutdown::Keep },
@@ -206,7 +205,7 @@ fn config(rng: &mut StdRng) -> Config {
     }
 }
 
-fn step(kind: Kind, failover: u64, bounded: bool, rng: &mut StdRng) -> Step {
+fn step(kind: Kind, failover: u64, rng: &mut StdRng) -> Step {
     let nth = rng.random_range(0..64);
     let some = rng.random_bool(0.7).then_some(nth);
     let span = rng.random_range(failover / 10..=4 * failover);
@@ -221,6 +220,7 @@ fn step(kind: Kind, failover: u64, bounded: bool, rng: &mut StdRng) -> Step {
             _ => Step::Crash { nth, back: back(rng) },
         },
         Kind::Freeze => Step::Freeze { nth, millis: span },
+        Kind::Twin if rng.random_bool(0.5) => Step::Twins,
         Kind::Twin => Step::Twin { nth },
         Kind::Temper => Step::Temper { nth: some, temper: temper(failover, rng), millis: span },
         Kind::TableFaults => {
@@ -236,16 +236,16 @@ fn step(kind: Kind, failover: u64, bounded: bool, rng: &mut StdRng) -> Step {
         Kind::Reshard => match rng.random_range(0..6) {
             0 | 1 => Step::Split(nth),
             2 | 3 => Step::Merge(nth),
-            4 if !bounded => Step::Double,
-            4 => Step::Split(nth),
+            4 => Step::Double,
             _ => Step::Halve,
         },
-        Kind::Operator => match rng.random_range(0..8) {
+        Kind::Operator => match rng.random_range(0..9) {
             0 => Step::DropTable,
             1 | 2 => Step::DeleteRow(nth),
             3 | 4 => Step::Stale { by: rng.random_range(1..=failover / 2), millis: span },
             5 => Step::EditRow(nth, Edit::NoOwner),
             6 => Step::EditRow(nth, Edit::OtherOwner),
+            7 => Step::EditRow(nth, Edit::Rewind),
             _ => Step::EditRow(nth, Edit::Counter),
         },
     }

@@ -1,0 +1,122 @@
+//! Incidents by name that need more than a fault: rows removed by hand, two processes of one id, limits.
+
+use std::time::Duration;
+
+use kinesis_consumer::{Checkpoint, Config, LeaseKey, ShardId};
+
+use super::{
+    fleet::{Life, Setup, World},
+    line::Quality,
+    processor::Temper,
+    scenarios::{SECOND, is_clean, owned, reads_everything, settled},
+};
+
+fn id(n: u64) -> ShardId {
+    format!("shardId-{n:012}").into()
+}
+
+fn checkpoint(world: &World, n: u64) -> Option<Checkpoint> {
+    let key = LeaseKey::from(&id(n));
+    world.table.rows().into_iter().find(|row| row.key == key).map(|row| row.checkpoint)
+}
+
+/// F17: the row of a shard that has not been read to its end is deleted, while its child, which continues
+/// another shard too that has ended, has a lease already.
+#[tokio::test(start_paused = true)]
+async fn the_row_of_an_unfinished_parent_is_made_again_before_its_child_begins() {
+    for at in 0..10 {
+        let setup = Setup::new(500 + at, 2);
+        let mut world = settled(setup, 2).await;
+        reads_everything(&mut world, SECOND).await;
+        // One parent cannot go on; the other ends, and makes the child's lease.
+        (0..2).for_each(|no| world.temper(no, Temper { poison: Some(0), ..Temper::default() }));
+        world.put(100);
+        world.merge(0);
+        world.put(20);
+        let made = |world: &World| checkpoint(world, 2) == Some(Checkpoint::TrimHorizon);
+        assert!(world.until(10 * SECOND, made).await);
+        world.advance(Duration::from_millis(170 * at)).await;
+        world.delete(&id(0));
+        world.advance(Duration::from_millis(170 * at)).await;
+        (0..2).for_each(|no| world.temper(no, Temper::default()));
+        reads_everything(&mut world, 10 * SECOND).await;
+    }
+}
+
+/// F17: a row is deleted and made anew; another worker claims it from what it had looked like.
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_set_back_by_hand_is_read_from_although_no_look_has_shown_it() {
+    let mut world = settled(Setup::new(510, 1), 1).await;
+    reads_everything(&mut world, SECOND).await;
+    world.advance(3 * SECOND).await;
+    world.table.set_scan_staleness(3 * SECOND);
+    world.start("b");
+    world.crash(0).await;
+    world.edit_row(0, super::fleet::Edit::Rewind);
+    let before = world.observer.counts().deliveries;
+    assert!(world.until(10 * SECOND, |world| owned(world, "b") == 1).await);
+    world.advance(2 * SECOND).await;
+    is_clean(&world);
+    assert_eq!(world.observer.counts().deliveries, 2 * before, "all comes again");
+}
+
+/// F29: two processes with one id that start in the same moment: none sees the other before it has claimed.
+#[tokio::test(start_paused = true)]
+async fn of_two_processes_of_one_id_that_start_together_one_stays_and_none_disturbs_the_other() {
+    for at in 0..20 {
+        let setup = Setup::new(520 + at, 6);
+        let mut world = World::new(setup);
+        for no in [world.start("a"), world.start("a")] {
+            world.table_line(no, Quality { latency: 50 * (at % 3), ..Quality::default() });
+        }
+        world.put(60);
+        world.advance(10 * SECOND).await;
+        world.put(60);
+        reads_everything(&mut world, 10 * SECOND).await;
+        assert_eq!(world.running().len(), 1, "{}", world.observer.trace());
+        assert_eq!(owned(&world, "a"), 6);
+    }
+}
+
+/// F29, F6: a process stands still for longer than its leases live, is replaced by another with its id, and
+/// wakes up with writes under way that its successor's writes look like.
+#[tokio::test(start_paused = true)]
+async fn a_process_whose_namesake_took_over_never_takes_the_namesakes_writes_for_its_own() {
+    for at in 0..40 {
+        let mut world = settled(Setup::new(540 + at, 4), 1).await;
+        world.table_line(0, Quality { latency: 300, ..Quality::default() });
+        world.put(40);
+        world.advance(Duration::from_millis(31 * at)).await;
+        world.freeze(0);
+        world.start("a");
+        world.put(40);
+        // The successor has waited for the failover time and has just claimed.
+        world.advance(Duration::from_millis(1900 + 20 * at)).await;
+        world.thaw(0);
+        world.put(40);
+        reads_everything(&mut world, 15 * SECOND).await;
+        world.advance(5 * SECOND).await;
+        is_clean(&world);
+    }
+}
+
+/// A worker with room for one lease reads a shard to its end whose child continues another shard too, and that
+/// one has no lease before its own parent is read, for which there would be no room.
+#[tokio::test(start_paused = true)]
+async fn a_lone_worker_with_room_for_one_lease_reads_a_line_of_splits_and_merges_to_its_end() {
+    for seed in 570..580 {
+        let setup = Setup::new(seed, 2);
+        let config = Config { max_leases_for_worker: Some(1), ..setup.config };
+        let mut world = World::new(Setup { config, ..setup });
+        world.put(40);
+        world.split(0);
+        world.put(40);
+        world.merge(1);
+        world.put(40);
+        world.merge(0);
+        world.put(40);
+        let no = world.start("a");
+        reads_everything(&mut world, 60 * SECOND).await;
+        assert_eq!(world.instances[no].state, Life::Running);
+    }
+}
