@@ -1,13 +1,20 @@
 //! Configuration: plain data with defaults that are right in production, and its validation.
 
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
     time::{Duration, SystemTime},
 };
 
 use serde::{Deserialize, Serialize};
 
-use crate::{core::balance::Balance, error::InvalidField};
+use crate::{
+    core::{
+        balance::Balance,
+        metrics::{MetricsDimension, MetricsLevel},
+    },
+    error::InvalidField,
+};
 
 /// How a worker behaves. Everything has a default; unknown keys are refused.
 ///
@@ -111,6 +118,16 @@ pub struct Config {
     /// or allow more.
     #[serde(with = "humantime_serde")]
     pub health_max_age: Option<Duration>,
+
+    /// How much of the metrics CloudWatch gets, which bills each of them. Default `Summary`, about 30 for the
+    /// whole application. Other sinks get everything. KCL: `metricsLevel`, whose default is `DETAILED`.
+    pub metrics_level: MetricsLevel,
+    /// The dimensions that CloudWatch's metrics carry besides `Operation`. Default: none, so that alarms see the
+    /// fleet; each makes a metric of its own for every worker, or every shard. KCL: `metricsEnabledDimensions`,
+    /// whose default is all.
+    pub metrics_dimensions: BTreeSet<MetricsDimension>,
+    /// The namespace of CloudWatch's metrics. Default: the application's name. KCL: `namespace`.
+    pub metrics_namespace: Option<String>,
 }
 
 impl Default for Config {
@@ -137,6 +154,9 @@ impl Default for Config {
             shutdown_timeout: Duration::from_secs(20),
             health_file: None,
             health_max_age: None,
+            metrics_level: MetricsLevel::Summary,
+            metrics_dimensions: BTreeSet::new(),
+            metrics_namespace: None,
         }
     }
 }

@@ -39,6 +39,7 @@ pub mod health;
 pub mod io;
 #[cfg(feature = "local")]
 pub mod local;
+pub mod metrics;
 mod processing;
 mod worker;
 

@@ -1,8 +1,10 @@
-//! The doors to the outside world: the lease table and the stream, each behind a small trait.
+//! The doors to the outside world: the lease table, the stream and the metrics, each behind a small trait.
 //!
 //! Each has an AWS adapter and an in-memory twin (feature `test-util`), and one contract suite in
 //! `tests/` that both pass. Implement them to run the same worker on another store.
 
+#[cfg(feature = "cloudwatch")]
+mod cloudwatch;
 mod dynamodb;
 #[cfg(any(test, feature = "test-util"))]
 pub mod faulty;
@@ -22,10 +24,13 @@ use async_trait::async_trait;
 
 use crate::core::{
     lease::{HandOff, Lease, LeaseKey, LeaseWrite},
+    metrics::{Origin, Sample},
     record::Record,
     shard::{ChildShard, SequenceNumber, Shard, ShardId},
 };
 
+#[cfg(feature = "cloudwatch")]
+pub use self::cloudwatch::CloudWatchSink;
 pub use self::{dynamodb::DynamoDbLeaseStore, kinesis::KinesisSource};
 
 /// A cause that is not part of this crate's interface, for example an error of the AWS SDK.
@@ -254,4 +259,45 @@ pub enum SourceError {
         /// The cause.
         source: BoxError,
     },
+}
+
+/// Where metrics go. One sink may serve several workers.
+#[async_trait]
+pub trait MetricsSink: fmt::Debug + Send + Sync {
+    /// Takes in one value. Called wherever it is measured: it must return at once.
+    fn record(&self, sample: &Sample<'_>);
+
+    /// The shard has left this worker: what is kept of it as a present state is to be forgotten.
+    fn forget(&self, origin: &Origin, shard: &ShardId) {
+        let _ = (origin, shard);
+    }
+
+    /// Publishes what was taken in. Called once a minute and when a worker stops, beside its work and never
+    /// twice at a time for one worker. What cannot be published now is kept for the next time, within bounds.
+    ///
+    /// # Errors
+    /// Whatever the error, the worker goes on; it is logged.
+    async fn flush(&self) -> Result<(), MetricsError> {
+        Ok(())
+    }
+
+    /// How many values were given up for lack of room, or refused for good, since this was last asked.
+    fn dropped(&self) -> u64 {
+        0
+    }
+}
+
+/// Why metrics could not be published, by what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MetricsError {
+    /// The credentials are missing or may not do this. What waits is kept, in case they change.
+    #[error("not allowed to publish metrics; grant cloudwatch:PutMetricData, or set metrics_level to none")]
+    Denied(#[source] BoxError),
+    /// Throttled, timed out or unreachable. What waits goes with the next values.
+    #[error("metrics were not published")]
+    Unavailable(#[source] BoxError),
+    /// The values were refused for good, and are dropped.
+    #[error("metrics were refused and dropped")]
+    Refused(#[source] BoxError),
 }

@@ -5,6 +5,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use flate2::read::GzDecoder;
 use serde_json::Value;
 
 use super::http::Answer;
@@ -22,11 +23,15 @@ impl Sink {
         self.bodies.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(super) fn call(&self, operation: &str, body: &[u8]) -> Answer {
+    pub(super) fn call(&self, operation: &str, body: &[u8], packed: bool) -> Answer {
         if operation != "PutMetricData" {
             return error(400, "UnknownOperationException");
         }
-        let Ok(cbor) = ciborium::from_reader::<ciborium::Value, _>(body) else {
+        let read = match packed {
+            true => ciborium::from_reader::<ciborium::Value, _>(GzDecoder::new(body)),
+            false => ciborium::from_reader(body),
+        };
+        let Ok(cbor) = read else {
             return error(400, "SerializationException");
         };
         self.bodies.lock().unwrap_or_else(PoisonError::into_inner).push(json(cbor));
@@ -75,13 +80,14 @@ mod tests {
         // A map without a length, and in it a time with its tag.
         let body = [&b"\xbf\x69Timestamp\xc1\xfb"[..], &1.5_f64.to_be_bytes(), b"\x64Unit\x65Count\xff"];
         let sink = Sink::default();
-        assert_eq!(sink.call("PutMetricData", &body.concat()).status, 200);
+        assert_eq!(sink.call("PutMetricData", &body.concat(), false).status, 200);
         assert_eq!(sink.bodies(), [serde_json::json!({ "Timestamp": 1.5, "Unit": "Count" })]);
     }
 
     #[test]
     fn what_is_not_cbor_is_refused() {
-        assert_eq!(Sink::default().call("PutMetricData", b"\xff").status, 400);
-        assert_eq!(Sink::default().call("ListMetrics", b"\xa0").status, 400);
+        assert_eq!(Sink::default().call("PutMetricData", b"\xff", false).status, 400);
+        assert_eq!(Sink::default().call("PutMetricData", b"\xa0", true).status, 400);
+        assert_eq!(Sink::default().call("ListMetrics", b"\xa0", false).status, 400);
     }
 }

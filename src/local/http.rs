@@ -93,7 +93,10 @@ async fn respond(router: Router, request: Request<Incoming>) -> io::Result<Respo
         Some(Fault::DropAfter) | None => {}
     }
     let answer = match metrics {
-        Some(operation) => router.metrics.call(operation, &body),
+        Some(operation) => {
+            let packed = head.headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding == "gzip");
+            router.metrics.call(operation, &body, packed)
+        }
         None => router.kinesis.call(operation, &body),
     };
     if fault == Some(Fault::DropAfter) {

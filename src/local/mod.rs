@@ -174,6 +174,18 @@ impl LocalAws {
         aws_sdk_dynamodb::Client::from_conf(config.build())
     }
 
+    /// A client of the local CloudWatch.
+    #[cfg(feature = "cloudwatch")]
+    pub fn cloudwatch_client(&self) -> aws_sdk_cloudwatch::Client {
+        let config = aws_sdk_cloudwatch::Config::builder()
+            .behavior_version(aws_sdk_cloudwatch::config::BehaviorVersion::latest())
+            .region(Region::from_static(REGION))
+            .credentials_provider(credentials())
+            .http_client(self.http_client.clone())
+            .endpoint_url(&self.kinesis_url);
+        aws_sdk_cloudwatch::Client::from_conf(config.build())
+    }
+
     /// Makes a stream.
     ///
     /// # Panics

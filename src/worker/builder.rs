@@ -7,9 +7,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Config,
-    core::{lease::WorkerId, record::Record},
+    core::{lease::WorkerId, metrics::Origin, record::Record},
     error::{BuildError, Failure, InvalidField},
-    io::{DynamoDbLeaseStore, KinesisSource, LeaseStore, RecordSource},
+    io::{DynamoDbLeaseStore, KinesisSource, LeaseStore, MetricsSink, RecordSource},
     processing::each::{Each, Ordering},
     worker::{
         Assignments, Worker, assemble,
@@ -19,10 +19,14 @@ use crate::{
         freeze::Gate,
         health::Vitals,
         health_file::HealthFile,
+        meter::Meter,
+        metered::Metered,
         processor::{ProcessorFactory, ShardStart},
         pulled,
     },
 };
+#[cfg(feature = "cloudwatch")]
+use crate::{core::metrics::MetricsLevel, io::CloudWatchSink};
 
 /// Describes a worker. Finish with [`each`](Self::each), [`build`](Self::build) or [`stream`](Self::stream);
 /// none of them does any I/O.
@@ -35,6 +39,9 @@ pub struct WorkerBuilder {
     dynamodb: Option<aws_sdk_dynamodb::Client>,
     source: Option<Arc<dyn RecordSource>>,
     store: Option<Arc<dyn LeaseStore>>,
+    #[cfg(feature = "cloudwatch")]
+    cloudwatch: Option<aws_sdk_cloudwatch::Client>,
+    sinks: Vec<Arc<dyn MetricsSink>>,
     seed: Option<u64>,
     gate: Gate,
 }
@@ -49,14 +56,21 @@ impl WorkerBuilder {
             dynamodb: None,
             source: None,
             store: None,
+            #[cfg(feature = "cloudwatch")]
+            cloudwatch: None,
+            sinks: Vec::new(),
             seed: None,
             gate: Gate::default(),
         }
     }
 
-    /// Builds every client from one loaded AWS configuration.
+    /// Builds every client from one loaded AWS configuration, that of CloudWatch for the metrics included.
     pub fn aws(self, config: &aws_types::SdkConfig) -> Self {
-        self.kinesis(aws_sdk_kinesis::Client::new(config)).dynamodb(aws_sdk_dynamodb::Client::new(config))
+        #[cfg(feature = "cloudwatch")]
+        let this = self.cloudwatch(aws_sdk_cloudwatch::Client::new(config));
+        #[cfg(not(feature = "cloudwatch"))]
+        let this = self;
+        this.kinesis(aws_sdk_kinesis::Client::new(config)).dynamodb(aws_sdk_dynamodb::Client::new(config))
     }
 
     /// The client to read the stream with. Its retries and time-outs are replaced by the worker's.
@@ -68,6 +82,20 @@ impl WorkerBuilder {
     /// The client for the lease table. Its retries and time-outs are replaced by the worker's.
     pub fn dynamodb(mut self, client: aws_sdk_dynamodb::Client) -> Self {
         self.dynamodb = Some(client);
+        self
+    }
+
+    /// The client to publish metrics with, once a minute, as the configuration's `metrics_level` says. Its
+    /// retries and time-outs are replaced by the worker's.
+    #[cfg(feature = "cloudwatch")]
+    pub fn cloudwatch(mut self, client: aws_sdk_cloudwatch::Client) -> Self {
+        self.cloudwatch = Some(client);
+        self
+    }
+
+    /// Hands every measured value to this sink too. Call it again for another one.
+    pub fn metrics(mut self, sink: Arc<dyn MetricsSink>) -> Self {
+        self.sinks.push(sink);
         self
     }
 
@@ -163,6 +191,18 @@ impl WorkerBuilder {
             );
             problems.push(InvalidField { field: "stream", why });
         }
+        #[cfg(feature = "cloudwatch")]
+        let cloudwatch = self.cloudwatch.filter(|_| self.config.metrics_level > MetricsLevel::None);
+        #[cfg(feature = "cloudwatch")]
+        let namespace = self.config.metrics_namespace.clone().unwrap_or_else(|| self.application.clone());
+        #[cfg(feature = "cloudwatch")]
+        if cloudwatch.is_some() && !is_namespace(&namespace) {
+            let why = format!(
+                "{namespace:?} cannot name CloudWatch's metrics: 1 to 255 of a-z, A-Z, 0-9, ' ' and '.-_/#:', not \
+                 beginning with ':' or AWS/"
+            );
+            problems.push(InvalidField { field: "metrics_namespace", why });
+        }
         if !problems.is_empty() {
             return Err(BuildError::Invalid(problems));
         }
@@ -171,7 +211,7 @@ impl WorkerBuilder {
         let source = match (self.source, self.kinesis) {
             (Some(source), _) => source,
             (None, Some(client)) => {
-                Arc::new(KinesisSource::new(client, self.stream, self.config.read_timeout()))
+                Arc::new(KinesisSource::new(client, self.stream.clone(), self.config.read_timeout()))
             }
             (None, None) => return Err(BuildError::NoClient("Kinesis")),
         };
@@ -187,9 +227,27 @@ impl WorkerBuilder {
         let max_age = self.config.max_health_age();
         let health_file =
             self.config.health_file.clone().map(|path| HealthFile { path, worker: me.to_string(), max_age });
+        #[cfg_attr(not(feature = "cloudwatch"), expect(unused_mut, reason = "nothing to add"))]
+        let mut sinks = self.sinks;
+        #[cfg(feature = "cloudwatch")]
+        if let Some(client) = cloudwatch {
+            let dimensions = self.config.metrics_dimensions.clone();
+            sinks.push(Arc::new(CloudWatchSink::new(
+                client,
+                namespace,
+                self.config.metrics_level,
+                dimensions,
+            )));
+        }
+        let meter = Arc::new(Meter::new(Origin::new(&self.application, &self.stream, me.clone()), sinks));
+        let (source, store) = match meter.is_off() {
+            true => (source, store),
+            false => metered(source, store, &meter),
+        };
         Ok(assemble(Parts {
             me,
             process: rng.random(),
+            meter,
             table,
             vitals: Vitals::new(max_age),
             health_file,
@@ -203,6 +261,27 @@ impl WorkerBuilder {
             gate: self.gate,
         }))
     }
+}
+
+/// The doors, measured.
+fn metered(
+    source: Arc<dyn RecordSource>,
+    store: Arc<dyn LeaseStore>,
+    meter: &Arc<Meter>,
+) -> (Arc<dyn RecordSource>, Arc<dyn LeaseStore>) {
+    let (of_source, of_store) = (meter.clone(), meter.clone());
+    (Arc::new(Metered { door: source, meter: of_source }), Arc::new(Metered { door: store, meter: of_store }))
+}
+
+/// Whether CloudWatch would take `name` for a namespace.
+#[cfg(feature = "cloudwatch")]
+fn is_namespace(name: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b" .-_/#:".contains(&b);
+    (1..=255).contains(&name.len())
+        && name.bytes().all(allowed)
+        && !name.starts_with(':')
+        && !name.starts_with("AWS/")
+        && !name.trim().is_empty()
 }
 
 /// Whether AWS would take `name` for a table or a stream.

@@ -26,9 +26,11 @@ use crate::{
         audit::HoleWatch,
         backoff::Backoff,
         balance::{self, Limits, Plan, Planner},
+        census::census,
         health::Phase,
         lease::{Claimant, HandOff, Lease, LeaseKey, WorkerId},
         lease_view::LeaseView,
+        metrics::Metric,
         shard::ShardId,
         shard_sync::{self, Begin},
     },
@@ -42,6 +44,7 @@ use crate::{
         freeze::Gate,
         health::Vitals,
         health_file::HealthFile,
+        meter::Meter,
         reader,
         renewer::cause,
         shard_link::ShardLink,
@@ -75,6 +78,7 @@ pub(super) struct Parts {
     pub(super) delivery: Delivery,
     pub(super) vitals: Vitals,
     pub(super) health_file: Option<HealthFile>,
+    pub(super) meter: Arc<Meter>,
     pub(super) events: Sender,
     pub(super) ready: CancellationToken,
     pub(super) rng: StdRng,
@@ -131,8 +135,10 @@ impl Coordinator {
         let found = select! {
             biased;
             () = stop.cancelled() => return Ok(Report::default()),
-            found = startup::check(&parts.config, &parts.table, &*parts.source, &*parts.store, &mut parts.rng) => found?,
+            found = startup::check(&parts.config, &parts.table, &*parts.source, &*parts.store, &mut parts.rng) => found,
         };
+        parts.meter.record(Metric::StartSuccess, f64::from(u8::from(found.is_ok())));
+        let found = found?;
         let millis = |at: SystemTime| {
             let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
@@ -273,6 +279,7 @@ impl Coordinator {
 
     /// One look at the table and what follows from it. Says when to look again.
     async fn look(&mut self, stop: &CancellationToken) -> Result<Instant, WorkerError> {
+        let began = clock::now();
         match self.parts.store.list().await {
             Ok(leases) => {
                 self.parts.vitals.table_answers(true);
@@ -282,9 +289,12 @@ impl Coordinator {
                 self.backoff.reset();
                 let doubtful = self.view.observe(leases, clock::now());
                 self.confirm(doubtful).await;
-                self.act(stop).await
+                let next = self.act(stop).await;
+                self.parts.meter.looked(began, next.is_ok());
+                next
             }
             Err(error) => {
+                self.parts.meter.looked(began, false);
                 if let Some(faults) = self.faults.failed() {
                     warn!(faults, %error, cause = cause(&error), "the lease table cannot be read; trying again");
                 }
@@ -326,6 +336,8 @@ impl Coordinator {
         let plan = balance::plan(&self.view, planner, &limits, now, &mut self.parts.rng);
         let Plan { total, workers, needed, .. } = plan;
         debug!(total, workers, needed, held = held.len(), claims = plan.claims.len(), "look");
+        let unowned = census(&self.view, &held, limits.failover_time, limits.patience, now);
+        self.parts.meter.planned(&plan, unowned);
         self.tell_left_over(&plan);
         if !plan.claims.is_empty() {
             self.lively_until = now + self.period() * 3;
@@ -429,6 +441,9 @@ impl Coordinator {
     fn on_exit(&mut self, key: LeaseKey, exit: Result<Exit, JoinError>) -> bool {
         let link = self.links.remove(&key);
         self.parts.vitals.let_go(&key);
+        if let Some(link) = &link {
+            link.meter.end();
+        }
         let exit = match exit {
             Ok(exit) => exit,
             Err(error) => {
@@ -463,6 +478,7 @@ impl Coordinator {
             }
             ExitHow::Lost(why) => {
                 self.report.lost.push(shard.clone());
+                self.parts.meter.lost(why);
                 if why == LeaseLost::Stalled {
                     self.avoid(key);
                 }

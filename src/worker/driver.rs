@@ -6,8 +6,9 @@ use rand::{SeedableRng, rngs::StdRng};
 use tracing::{error, info, warn};
 
 use crate::{
+    clock,
     config::Config,
-    core::{backoff::Backoff, record::Batch},
+    core::{backoff::Backoff, metrics::Metric, record::Batch},
     error::{Failure, LeaseLost},
     io::BoxError,
     worker::{
@@ -61,7 +62,9 @@ impl Driver {
     async fn create<F: ProcessorFactory>(&mut self, factory: &F) -> Result<F::Processor, DriverEnd> {
         loop {
             self.shard.link().set_busy(true);
+            let began = clock::now();
             let made = self.shard.link().held.guard(factory.create(self.shard.start().clone())).await;
+            self.shard.link().meter.turned(Metric::InitializeTime, began);
             let failure = match made {
                 Err(why) => return Err(DriverEnd::Lost(why)),
                 Ok(Ok(processor)) => {
@@ -103,11 +106,13 @@ impl Driver {
         let mut left = batch;
         loop {
             link.set_in_call(true);
+            let began = clock::now();
             let processed = link.held.guard(processor.process(left.clone(), &self.context)).await;
             link.set_in_call(false);
             let failure = match processed {
                 Err(why) => return Some(DriverEnd::Lost(why)),
                 Ok(Ok(verdict)) => {
+                    link.meter.processed(began, true);
                     match verdict {
                         Verdict::Done => link.ack_batch(&left),
                         Verdict::DoneThrough(position) => link.ack_through(&position),
@@ -118,9 +123,13 @@ impl Driver {
                 }
                 Ok(Err(failure)) => failure,
             };
+            link.meter.processed(began, false);
             match self.after(failure, "processing").await {
                 After::Again => {}
-                After::Stop => return None,
+                After::Stop => {
+                    link.meter.abandoned();
+                    return None;
+                }
                 After::End(end) => return Some(end),
             }
             // What was acknowledged before the failure does not come again.
@@ -137,7 +146,10 @@ impl Driver {
     async fn ended<P: RecordProcessor>(&mut self, processor: &mut P, end: EndOfShard) -> Option<DriverEnd> {
         let link = self.shard.link().clone();
         link.set_busy(true);
-        let failure = match link.held.guard(processor.shard_ended(end)).await {
+        let began = clock::now();
+        let ended = link.held.guard(processor.shard_ended(end)).await;
+        link.meter.turned(Metric::ShutdownTime, began);
+        let failure = match ended {
             Err(why) => return Some(DriverEnd::Lost(why)),
             Ok(Ok(_done)) => return Some(DriverEnd::Finished),
             Ok(Err(failure)) => failure,
@@ -154,7 +166,10 @@ impl Driver {
     async fn drain<P: RecordProcessor>(&mut self, processor: &mut P, drain: Drain) -> DriverEnd {
         let link = self.shard.link();
         link.set_busy(true);
-        match link.held.guard(processor.draining(drain)).await {
+        let began = clock::now();
+        let drained = link.held.guard(processor.draining(drain)).await;
+        link.meter.turned(Metric::ShutdownTime, began);
+        match drained {
             Err(why) => DriverEnd::Lost(why),
             Ok(Ok(_drained)) => DriverEnd::Drained,
             Ok(Err(Failure::StopWorker(error))) => DriverEnd::StopWorker(error),
@@ -173,6 +188,7 @@ impl Driver {
         match failure {
             Failure::Retry(error) => {
                 let delay = self.retries.backoff.next(&mut self.retries.rng);
+                self.shard.link().meter.retried();
                 if let Some(faults) = self.retries.faults.failed() {
                     warn!(%shard, faults, %error, doing, ?delay, "failed; trying again");
                 }

@@ -13,9 +13,12 @@ mod freeze;
 mod health;
 mod health_file;
 mod held_lease;
+mod meter;
+mod metered;
 mod processor;
 mod reader;
 mod renewer;
+mod reporter;
 mod shard;
 mod shard_link;
 mod signal;
@@ -131,6 +134,7 @@ impl Worker {
         let watch =
             vitals.clone().watch(self.parts.health_file.clone(), self.parts.events.clone(), ended.clone());
         beside.spawn(gate.pass(watch));
+        beside.spawn(gate.pass(reporter::run(self.parts.meter.clone(), ended.clone())));
         let result = gate.pass(coordinator::Coordinator::run(self.parts, self.handle.stop.clone())).await;
         vitals.end();
         ended.cancel();
@@ -252,6 +256,7 @@ fn pulled() -> (consumer::Delivery, Assignments) {
     let (sender, receiver) = mpsc::channel(1);
     let delivery: consumer::Delivery = Arc::new(move |shard| {
         let sender = sender.clone();
+        shard.link().meter.pull();
         Box::pin(async move {
             // Nobody takes shards any more: letting go of it releases the lease.
             let _ = sender.send(shard).await;

@@ -182,6 +182,7 @@ impl<R: Rng> Reader<R> {
                 place.from = StartFrom::After(last.position().sequence.clone());
             }
             let records = self.expand(page.records, &mut place.through, &mut aggregates);
+            self.link.meter.read(behind, !records.is_empty());
             let ended = next.is_none();
             iterator = next;
             if records.is_empty() {

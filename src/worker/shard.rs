@@ -103,6 +103,7 @@ impl Shard {
     /// over, or goes on elsewhere until its records are acknowledged.
     pub async fn next(&mut self) -> ShardEvent {
         self.in_hand = None;
+        self.link.meter.done();
         // Records that are acknowledged later are work too: without progress they stall.
         self.link.set_busy(self.link.unfinished() > 0);
         let event = self.wait().await;

@@ -30,6 +30,7 @@ use crate::{
     worker::{
         faults::FaultLogs,
         held_lease::{HeldLease, WriteError},
+        meter::ShardMeter,
     },
 };
 
@@ -42,6 +43,7 @@ pub(super) struct ShardLink {
     pub(super) shard: ShardId,
     pub(super) held: HeldLease,
     pub(super) store: Arc<dyn LeaseStore>,
+    pub(super) meter: Arc<ShardMeter>,
     progress: Mutex<Progress>,
     /// Rings for the renewer when the watermark moved or work began or ended.
     pub(super) changed: Notify,
@@ -100,7 +102,13 @@ struct Progress {
 }
 
 impl ShardLink {
-    pub(super) fn new(held: HeldLease, row: &Lease, store: Arc<dyn LeaseStore>, terms: Terms) -> Self {
+    pub(super) fn new(
+        held: HeldLease,
+        row: &Lease,
+        store: Arc<dyn LeaseStore>,
+        meter: Arc<ShardMeter>,
+        terms: Terms,
+    ) -> Self {
         let progress = Progress {
             watermark: Watermark::new(row.checkpoint.position().cloned()),
             meter: Meter::new(row.throughput_kbps, clock::now()),
@@ -118,6 +126,7 @@ impl ShardLink {
             shard: row.key.shard(),
             held,
             store,
+            meter,
             progress: Mutex::new(progress),
             changed: Notify::new(),
             settled: Notify::new(),
@@ -154,6 +163,7 @@ impl ShardLink {
         progress.watermark.delivered(batch.records().iter().map(|record| record.position().clone()));
         progress.meter.add(batch.records().iter().map(|record| record.data().len()).sum());
         drop(progress);
+        self.meter.delivered(batch);
         self.count(batch);
         self.set_busy(true);
     }
@@ -312,6 +322,8 @@ impl ShardLink {
         progress.write_after = now + if paused { self.terms.first_interval } else { interval };
         progress.written_at = Some(now);
         progress.stored = progress.stored.clone().max(checkpoint);
+        let delivered = progress.watermark.last_delivered();
+        self.meter.checkpointed(delivered.is_none_or(|last| progress.stored.position() >= Some(last)));
     }
 
     /// Writes the watermark, once, if it is ahead of the row.

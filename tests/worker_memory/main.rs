@@ -1,12 +1,14 @@
 //! The worker on the in-memory twins: every promise on a paused clock, without a server.
 
 mod checkpoints;
+mod cloudwatch;
 mod faces;
 mod failures;
 mod fleet;
 mod health;
 mod health_file;
 mod logs;
+mod metrics;
 mod operator;
 mod reading;
 mod rejoin;

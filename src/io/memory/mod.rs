@@ -2,8 +2,9 @@
 
 mod lease_table;
 mod limits;
+mod metrics;
 pub(crate) mod model;
 pub(crate) mod numbers;
 mod stream;
 
-pub use self::{lease_table::MemoryLeaseStore, limits::Limits, stream::MemoryStream};
+pub use self::{lease_table::MemoryLeaseStore, limits::Limits, metrics::MemoryMetrics, stream::MemoryStream};

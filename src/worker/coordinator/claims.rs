@@ -13,6 +13,7 @@ use crate::{
     core::{
         balance::{Claim, Reason},
         lease::{Checkpoint, Claimant, HandOff, Lease, LeaseKey},
+        metrics::Metric,
     },
     error::WorkerError,
     io::{LeaseError, LeaseStore},
@@ -69,6 +70,7 @@ impl Coordinator {
                 }
                 Ok(None) => {
                     debug!(lease = %claim.key, "another worker was faster");
+                    self.parts.meter.record(Metric::UntakenLeases, 1.0);
                     lost_race = true;
                 }
                 Err(LeaseError::Denied { operation, source }) if self.links.is_empty() => {
@@ -76,6 +78,7 @@ impl Coordinator {
                     return Err(WorkerError::Denied { what, source });
                 }
                 Err(error) => {
+                    self.parts.meter.record(Metric::UntakenLeases, 1.0);
                     if let Some(faults) = self.write_faults.failed() {
                         warn!(lease = %claim.key, faults, %error, cause = cause(&error), "lease not claimed; trying again");
                     }
@@ -107,6 +110,7 @@ impl Coordinator {
             match result {
                 Ok(()) => {
                     debug!(lease = %ask.key(), from = %ask.from(), "lease asked for");
+                    self.parts.meter.asked(ask.key());
                     self.view.note(seen.after_request(&ask), clock::now());
                     self.asked.insert(ask.key().clone(), ask);
                 }
@@ -155,6 +159,7 @@ impl Coordinator {
             }
         }
         self.claim(arrived).await?;
+        self.parts.meter.still_asked(self.asked.keys());
         Ok(self.asked.len() < before)
     }
 
@@ -183,8 +188,9 @@ impl Coordinator {
             checkpoint_interval,
             first_interval: checkpoint_interval.mul_f64(parts.rng.random_range(0.0..1.0)),
         };
-        let link =
-            ShardLink::new(held, &row, parts.store.clone(), terms).with_fault_logs(self.fault_logs.clone());
+        let meter = parts.meter.taken(&claim.key, &row.key.shard());
+        let link = ShardLink::new(held, &row, parts.store.clone(), meter, terms)
+            .with_fault_logs(self.fault_logs.clone());
         let link = Arc::new(link);
         self.links.insert(claim.key.clone(), link.clone());
         parts.vitals.hold(claim.key.clone(), &link);

@@ -24,7 +24,7 @@ async fn held(checkpoint: &str) -> Held {
     let (row, held) = claimed.expect("no error").expect("won");
     let interval = Duration::from_secs(5);
     let terms = Terms { keep_on_drain: false, checkpoint_interval: interval, first_interval: interval };
-    let link = ShardLink::new(held, &row, store, terms);
+    let link = ShardLink::new(held, &row, store, ShardMeter::off(), terms);
     Held { table, link: Arc::new(link) }
 }
 

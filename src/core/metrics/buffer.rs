@@ -1,0 +1,289 @@
+//! What CloudWatch is to get: values merged by metric and dimensions, bounded, and packed into few calls.
+//!
+//! Only merges and packs; the sink sends, and puts back what it could not send. KCL:
+//! `MetricAccumulatingQueue`, which drops the newest when it is full and loses what could not be sent.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    mem,
+};
+
+use crate::core::{
+    lease::WorkerId,
+    metrics::{Kind, Metric, MetricsDimension, MetricsLevel, Sample, Scope, statistics::Statistics},
+    shard::ShardId,
+};
+
+/// Metrics with their dimensions that are kept, at most. KCL: `metricsMaxQueueSize`.
+pub(crate) const CAPACITY: usize = 10_000;
+/// Data in one call, at most.
+const MOST_DATA: usize = 1000;
+/// Bytes in one call, at most: below the limit of 1 MB before compression.
+const MOST_BYTES: usize = 900_000;
+
+/// What one series of values is about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Key {
+    pub(crate) metric: Metric,
+    pub(crate) shard: Option<ShardId>,
+    pub(crate) worker: Option<WorkerId>,
+}
+
+impl Key {
+    /// The dimensions, by name.
+    pub(crate) fn dimensions(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let shard = self.shard.as_ref().map(|shard| ("ShardId", shard.as_str()));
+        let worker = self.worker.as_ref().map(|worker| ("WorkerIdentifier", worker.as_str()));
+        [Some(("Operation", self.metric.operation())), shard, worker].into_iter().flatten()
+    }
+}
+
+/// One series of one interval.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Datum {
+    pub(crate) key: Key,
+    pub(crate) statistics: Statistics,
+}
+
+impl Datum {
+    /// Its size on the wire in the SDK's binary form, rounded up.
+    fn bytes(&self) -> usize {
+        let dimensions: usize =
+            self.key.dimensions().map(|(name, value)| 24 + name.len() + value.len()).sum();
+        let numbers = self.statistics.values().map_or(100, |values| 32 + 18 * values.len());
+        96 + self.key.metric.name().len() + dimensions + numbers
+    }
+}
+
+/// The values that wait to be published.
+#[derive(Debug)]
+pub(crate) struct Buffer {
+    level: MetricsLevel,
+    dimensions: BTreeSet<MetricsDimension>,
+    capacity: usize,
+    series: BTreeMap<Key, (u64, Statistics)>,
+    /// Series are numbered as they begin.
+    begun: u64,
+    dropped: u64,
+}
+
+impl Buffer {
+    /// Keeps what `level` and `dimensions` ask for, in at most `capacity` series.
+    pub(crate) fn new(level: MetricsLevel, dimensions: BTreeSet<MetricsDimension>, capacity: usize) -> Self {
+        Self { level, dimensions, capacity, series: BTreeMap::new(), begun: 0, dropped: 0 }
+    }
+
+    /// Takes in one value. What is no number is left out: CloudWatch would refuse the whole call.
+    pub(crate) fn add(&mut self, sample: &Sample<'_>) {
+        let metric = sample.metric;
+        if metric.level() > self.level || !sample.value.is_finite() {
+            return;
+        }
+        let has = |dimension| self.dimensions.contains(&dimension);
+        let shard = sample.shard.filter(|_| metric.scope() == Scope::Shard && has(MetricsDimension::Shard));
+        let by_worker = metric.scope() == Scope::Worker && has(MetricsDimension::Worker);
+        let key =
+            Key { metric, shard: shard.cloned(), worker: by_worker.then(|| sample.origin.worker.clone()) };
+        self.merge(key, Statistics::of(sample.value, metric.kind() == Kind::Spread), true);
+    }
+
+    /// Takes in what could not be sent, to be sent with the next values.
+    pub(crate) fn put_back(&mut self, data: Vec<Datum>) {
+        for Datum { key, statistics } in data {
+            self.merge(key, statistics, false);
+        }
+    }
+
+    fn merge(&mut self, key: Key, statistics: Statistics, newer: bool) {
+        self.begun += 1;
+        match self.series.entry(key) {
+            Entry::Occupied(mut known) if known.key().metric.kind() == Kind::Gauge => {
+                if newer {
+                    known.get_mut().1 = statistics;
+                }
+            }
+            Entry::Occupied(mut known) => known.get_mut().1.merge(statistics),
+            Entry::Vacant(place) => {
+                place.insert((self.begun, statistics));
+            }
+        }
+        if self.series.len() > self.capacity {
+            self.drop_oldest();
+        }
+    }
+
+    fn drop_oldest(&mut self) {
+        let oldest = self.series.iter().min_by_key(|(_, (begun, _))| *begun).map(|(key, _)| key.clone());
+        if let Some((_, statistics)) = oldest.and_then(|key| self.series.remove(&key)) {
+            self.dropped += statistics.count;
+        }
+    }
+
+    /// Counts values that nobody will publish.
+    pub(crate) fn drop_data(&mut self, data: &[Datum]) {
+        self.dropped += data.iter().map(|datum| datum.statistics.count).sum::<u64>();
+    }
+
+    /// How many values were dropped since this was last asked.
+    pub(crate) fn take_dropped(&mut self) -> u64 {
+        mem::take(&mut self.dropped)
+    }
+
+    /// All that waits, in parts that fit into one call each.
+    pub(crate) fn take(&mut self) -> Vec<Vec<Datum>> {
+        let series = mem::take(&mut self.series);
+        pack(series.into_iter().map(|(key, (_, statistics))| Datum { key, statistics }))
+    }
+}
+
+/// The data in as few parts as hold the limits of one call.
+fn pack(data: impl IntoIterator<Item = Datum>) -> Vec<Vec<Datum>> {
+    let mut parts: Vec<Vec<Datum>> = Vec::new();
+    let mut bytes = 0;
+    for datum in data {
+        let more = datum.bytes();
+        match parts.last_mut() {
+            Some(part) if part.len() < MOST_DATA && bytes + more <= MOST_BYTES => {
+                bytes += more;
+                part.push(datum);
+            }
+            _ => {
+                bytes = more;
+                parts.push(vec![datum]);
+            }
+        }
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{prop_assert, prop_assert_eq, proptest};
+
+    use super::*;
+    use crate::core::metrics::Origin;
+
+    fn buffer(level: MetricsLevel, dimensions: &[MetricsDimension]) -> Buffer {
+        Buffer::new(level, dimensions.iter().copied().collect(), 4)
+    }
+
+    fn origin() -> Origin {
+        Origin::new("app", "stream", "me")
+    }
+
+    fn all(buffer: &mut Buffer) -> Vec<(String, u64, f64)> {
+        let shown = |datum: Datum| {
+            let dimensions: Vec<_> =
+                datum.key.dimensions().map(|(name, value)| format!("{name}={value}")).collect();
+            let what = format!("{} {}", datum.key.metric.name(), dimensions.join(" "));
+            (what, datum.statistics.count, datum.statistics.sum)
+        };
+        buffer.take().into_iter().flatten().map(shown).collect()
+    }
+
+    #[test]
+    fn counts_add_up_and_a_gauge_is_one_value_the_last() {
+        let (mut buffer, origin) = (buffer(MetricsLevel::Summary, &[]), origin());
+        for value in [3.0, 4.0] {
+            buffer.add(&Sample::new(Metric::RecordsProcessed, value, &origin));
+            buffer.add(&Sample::new(Metric::CurrentLeases, value, &origin));
+        }
+        let current = ("CurrentLeases Operation=RenewAllLeases".to_owned(), 1, 4.0);
+        let records = ("RecordsProcessed Operation=ProcessTask".to_owned(), 2, 7.0);
+        assert_eq!(all(&mut buffer), [current, records]);
+        assert_eq!(all(&mut buffer), []);
+    }
+
+    #[test]
+    fn dimensions_are_those_asked_for_on_the_metrics_that_have_them() {
+        let (origin, shard) = (origin(), ShardId::from("shard-1"));
+        let names = |dimensions: &[MetricsDimension]| -> Vec<String> {
+            let mut buffer = buffer(MetricsLevel::Summary, dimensions);
+            for metric in [Metric::CurrentLeases, Metric::RecordsProcessed, Metric::UnownedLeases] {
+                buffer.add(&Sample::new(metric, 1.0, &origin).of_shard(&shard));
+            }
+            all(&mut buffer).into_iter().map(|(what, ..)| what).collect()
+        };
+        let of = |worker, shard| {
+            [
+                format!("CurrentLeases Operation=RenewAllLeases{worker}"),
+                format!("RecordsProcessed Operation=ProcessTask{shard}"),
+                "UnownedLeases Operation=ApplicationTracker".to_owned(),
+            ]
+        };
+        assert_eq!(names(&[]), of("", ""));
+        assert_eq!(names(&[MetricsDimension::Worker]), of(" WorkerIdentifier=me", ""));
+        assert_eq!(names(&[MetricsDimension::Shard]), of("", " ShardId=shard-1"));
+    }
+
+    #[test]
+    fn a_level_keeps_itself_and_those_above_it() {
+        let origin = origin();
+        let kept = |level| {
+            let mut buffer = buffer(level, &[]);
+            buffer.add(&Sample::new(Metric::NeededLeases, 1.0, &origin));
+            buffer.add(&Sample::new(Metric::ListLeasesTime, 1.0, &origin));
+            all(&mut buffer).len()
+        };
+        assert_eq!([MetricsLevel::None, MetricsLevel::Summary, MetricsLevel::Detailed].map(kept), [0, 1, 2]);
+    }
+
+    #[test]
+    fn what_could_not_be_sent_goes_with_the_next_and_a_newer_gauge_wins() {
+        let (mut buffer, origin) = (buffer(MetricsLevel::Summary, &[]), origin());
+        let add = |buffer: &mut Buffer, value| {
+            buffer.add(&Sample::new(Metric::RecordsProcessed, value, &origin));
+            buffer.add(&Sample::new(Metric::CurrentLeases, value, &origin));
+        };
+        add(&mut buffer, 5.0);
+        let failed: Vec<Datum> = buffer.take().into_iter().flatten().collect();
+        add(&mut buffer, 6.0);
+        buffer.put_back(failed);
+        let left: Vec<_> = all(&mut buffer).into_iter().map(|(_, count, sum)| (count, sum)).collect();
+        assert_eq!(left, [(1, 6.0), (2, 11.0)]);
+    }
+
+    #[test]
+    fn a_full_buffer_drops_the_oldest_series_and_counts_its_values() {
+        let (mut buffer, origin) = (buffer(MetricsLevel::Summary, &[MetricsDimension::Shard]), origin());
+        let shards: Vec<ShardId> = (0..5).map(|n| format!("shard-{n}").into()).collect();
+        for shard in [&shards[..1], &shards[..]].concat() {
+            buffer.add(&Sample::new(Metric::RecordsProcessed, 1.0, &origin).of_shard(&shard));
+        }
+        assert_eq!((buffer.take_dropped(), buffer.take_dropped()), (2, 0), "two values of the first shard");
+        let first = all(&mut buffer).swap_remove(0).0;
+        assert!(first.ends_with("shard-1"), "{first}");
+    }
+
+    #[test]
+    fn what_is_no_number_is_left_out() {
+        let (mut buffer, origin) = (buffer(MetricsLevel::Summary, &[]), origin());
+        for value in [f64::NAN, f64::INFINITY] {
+            buffer.add(&Sample::new(Metric::RecordsProcessed, value, &origin));
+        }
+        assert_eq!(all(&mut buffer), []);
+    }
+
+    proptest! {
+        #[test]
+        fn every_datum_is_in_one_part_and_every_part_within_the_limits(
+            data in proptest::collection::vec((0..3000_usize, 0..60_usize), 0..2500)
+        ) {
+            let data = data.into_iter().map(|(name, values)| {
+                let mut statistics = Statistics::of(0.0, true);
+                (1..values).for_each(|value| statistics.merge(Statistics::of(value as f64, true)));
+                let shard = Some("x".repeat(name).into());
+                Datum { key: Key { metric: Metric::RecordsProcessed, shard, worker: None }, statistics }
+            });
+            let data: Vec<Datum> = data.collect();
+            let parts = pack(data.clone());
+            for part in &parts {
+                prop_assert!(part.len() <= MOST_DATA);
+                prop_assert!(part.iter().map(Datum::bytes).sum::<usize>() <= MOST_BYTES);
+            }
+            let bytes: usize = data.iter().map(Datum::bytes).sum();
+            prop_assert!(parts.len() <= 2 + 2 * bytes / MOST_BYTES + data.len() / MOST_DATA, "as few as need be");
+            prop_assert_eq!(parts.concat(), data);
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! Metrics through the real client of CloudWatch, whose other end is here: what it is sent in ordinary
+//! minutes, in an outage, without permission, and at the stop.
+
+use std::{
+    collections::BTreeMap,
+    io::Write,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use aws_sdk_cloudwatch::config::{BehaviorVersion, Credentials, Region};
+use aws_smithy_runtime_api::client::{
+    http::{HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn},
+    orchestrator::{HttpRequest, HttpResponse},
+    result::ConnectorError,
+};
+use ciborium::Value;
+use kinesis_consumer::{
+    Config,
+    metrics::{MetricsDimension, MetricsLevel},
+};
+use tokio::time::Instant;
+
+use crate::world::{Running, SECOND, World, config, run, until};
+
+/// How CloudWatch answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+enum Mood {
+    #[default]
+    Well,
+    Unreachable,
+    /// It takes the call and never answers.
+    Silent,
+    Denying,
+    Refusing,
+}
+
+#[derive(Clone, Debug, Default)]
+struct CloudWatch(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    mood: Mood,
+    calls: usize,
+    /// The data of each call that went well, by name, operation and the other dimensions.
+    taken: Vec<BTreeMap<String, Taken>>,
+    namespaces: Vec<String>,
+}
+
+/// One datum.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Taken {
+    count: f64,
+    sum: f64,
+}
+
+impl CloudWatch {
+    fn client(&self) -> aws_sdk_cloudwatch::Client {
+        let connector = SharedHttpConnector::new(self.clone());
+        let config = aws_sdk_cloudwatch::Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::new("us-east-1"))
+            .credentials_provider(Credentials::new("test", "test", None, None, "test"))
+            .http_client(http_client_fn(move |_, _| connector.clone()));
+        aws_sdk_cloudwatch::Client::from_conf(config.build())
+    }
+
+    fn is(&self, mood: Mood) {
+        self.0.lock().expect("no panic").mood = mood;
+    }
+
+    fn calls(&self) -> usize {
+        self.0.lock().expect("no panic").calls
+    }
+
+    fn taken(&self) -> Vec<BTreeMap<String, Taken>> {
+        self.0.lock().expect("no panic").taken.clone()
+    }
+
+    /// The sum of one metric over all calls.
+    fn sum(&self, of: &str) -> f64 {
+        self.taken().iter().filter_map(|call| call.get(of)).map(|taken| taken.sum).sum()
+    }
+}
+
+impl HttpConnector for CloudWatch {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let mut state = self.0.lock().expect("no panic");
+        state.calls += 1;
+        let refused = |code: &str| {
+            let body = Value::Map(vec![("__type".into(), code.into())]);
+            HttpConnectorFuture::ready(Ok(answer(400, &body)))
+        };
+        match state.mood {
+            Mood::Unreachable => HttpConnectorFuture::ready(Err(ConnectorError::io("refused".into()))),
+            Mood::Silent => HttpConnectorFuture::new(std::future::pending()),
+            Mood::Denying => refused("AccessDeniedException"),
+            Mood::Refusing => refused("InvalidParameterValueException"),
+            Mood::Well => {
+                let (namespace, data) = read(&request);
+                state.namespaces.push(namespace);
+                state.taken.push(data);
+                HttpConnectorFuture::ready(Ok(answer(200, &Value::Map(Vec::new()))))
+            }
+        }
+    }
+}
+
+fn answer(status: u16, body: &Value) -> HttpResponse {
+    let mut bytes = Vec::new();
+    ciborium::into_writer(body, &mut bytes).expect("in memory");
+    let mut response = HttpResponse::new(status.try_into().expect("a status"), bytes.into());
+    response.headers_mut().insert("content-type", "application/cbor");
+    response.headers_mut().insert("smithy-protocol", "rpc-v2-cbor");
+    response
+}
+
+fn read(request: &HttpRequest) -> (String, BTreeMap<String, Taken>) {
+    let body: Value = ciborium::from_reader(request.body().bytes().expect("in memory")).expect("CBOR");
+    let text = |value: &Value, key| field(value, key).and_then(Value::as_text).expect(key).to_owned();
+    let list = |value: &Value, key| field(value, key).and_then(Value::as_array).cloned().expect(key);
+    let numbers = |value: &Value| -> Vec<f64> {
+        value.as_array().expect("a list").iter().map(|value| value.as_float().expect("a number")).collect()
+    };
+    let data = list(&body, "MetricData").into_iter().map(|datum| {
+        let dimensions: Vec<_> =
+            list(&datum, "Dimensions").iter().map(|dimension| text(dimension, "Value")).collect();
+        let taken = match (field(&datum, "Values"), field(&datum, "StatisticValues")) {
+            (Some(values), None) => {
+                let counts = numbers(field(&datum, "Counts").expect("beside Values"));
+                let sum = numbers(values).iter().zip(&counts).map(|(value, count)| value * count).sum();
+                Taken { count: counts.iter().sum(), sum }
+            }
+            (None, Some(set)) => {
+                let number = |key| field(set, key).and_then(Value::as_float).expect(key);
+                Taken { count: number("SampleCount"), sum: number("Sum") }
+            }
+            both => panic!("{both:?}"),
+        };
+        (format!("{} {}", text(&datum, "MetricName"), dimensions.join(" ")), taken)
+    });
+    (text(&body, "Namespace"), data.collect())
+}
+
+fn field<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
+    let entries = value.as_map().expect("a map").iter();
+    entries.into_iter().find(|(name, _)| name.as_text() == Some(key)).map(|(_, value)| value)
+}
+
+fn published(world: &World, cloudwatch: &CloudWatch, id: &str, config: Config) -> Running {
+    let builder = world.worker_with(id, config).cloudwatch(cloudwatch.client());
+    run(builder.build(world.probe()).expect("valid"))
+}
+
+/// What was logged above DEBUG, by this thread.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Lines {
+    fn with(&self, words: &str) -> usize {
+        let text = String::from_utf8_lossy(&self.0.lock().expect("no panic")).into_owned();
+        text.lines().filter(|line| line.contains(words)).count()
+    }
+
+    fn collect() -> (Self, tracing::subscriber::DefaultGuard) {
+        let lines = Self::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone());
+        (lines, tracing::subscriber::set_default(subscriber.finish()))
+    }
+}
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("no panic").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_makes_one_call_a_minute_and_each_level_is_one_sample_in_it() {
+    let (world, cloudwatch) = (World::shards(16), CloudWatch::default());
+    world.put(3, 1..=30);
+    let worker = published(&world, &cloudwatch, "a", config());
+    tokio::time::sleep(SECOND * 600).await;
+    let calls = cloudwatch.calls();
+    assert!((10..=11).contains(&calls), "{calls} calls in ten minutes");
+    for call in &cloudwatch.taken()[1..] {
+        assert_eq!(call["CurrentLeases RenewAllLeases"], Taken { count: 1.0, sum: 16.0 });
+        assert_eq!(call["TotalLeases TakeLeases"], Taken { count: 1.0, sum: 16.0 });
+        assert_eq!(call["NeededLeases TakeLeases"], Taken { count: 1.0, sum: 0.0 });
+        assert!(call.contains_key("MillisBehindLatest ApplicationTracker"), "{call:?}");
+        assert!(call.len() < 30, "only what is at SUMMARY: {call:?}");
+    }
+    worker.stop().await;
+    assert_eq!(cloudwatch.calls(), calls + 1, "the last values");
+    assert_eq!(cloudwatch.sum("RecordsProcessed ProcessTask"), 30.0);
+    let namespaces = cloudwatch.0.lock().expect("no panic").namespaces.clone();
+    assert!(namespaces.iter().all(|name| name == "app"), "{namespaces:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_minutes_without_cloudwatch_cost_no_lease_no_delay_no_memory_and_no_count() {
+    for mood in [Mood::Unreachable, Mood::Silent] {
+        let (world, cloudwatch) = (World::shards(2), CloudWatch::default());
+        let worker = published(&world, &cloudwatch, "a", config());
+        let renewed = |n| world.row(n).counter;
+        world.put(0, [0]);
+        world.trace.wait_for_records(0, 1).await;
+        until("a call", || cloudwatch.calls() > 0).await;
+        let usual = cloudwatch.taken()[0].len();
+
+        cloudwatch.is(mood);
+        let (calls, counters) = (cloudwatch.calls(), [renewed(0), renewed(1)]);
+        for n in 1..=600 {
+            let put_at = Instant::now();
+            world.put(n % 2, [n]);
+            tokio::time::sleep_until(put_at + SECOND).await;
+        }
+        let tried = cloudwatch.calls() - calls;
+        assert!((9..=11).contains(&tried), "{mood:?}: {tried} calls in ten minutes");
+        assert!(renewed(0) > counters[0] + 100 && renewed(1) > counters[1] + 100, "{mood:?}: kept alive");
+        world.trace.wait_for(1, "batch 599").await;
+        for entry in world.trace.entries() {
+            assert!(!entry.what.starts_with("lost"), "{mood:?}: {entry:?}");
+        }
+        let delivered: Vec<_> =
+            world.trace.entries().into_iter().filter(|entry| entry.what.starts_with("batch")).collect();
+        let gaps = delivered.windows(2).map(|pair| pair[1].at - pair[0].at);
+        let longest = gaps.skip(1).max().expect("many");
+        assert!(longest <= Duration::from_millis(2500), "{mood:?}: {longest:?} without a record");
+
+        cloudwatch.is(Mood::Well);
+        let before = cloudwatch.taken().len();
+        until("it is published again", || cloudwatch.taken().len() > before).await;
+        let first = &cloudwatch.taken()[before];
+        // Those of the first minute include the start's.
+        assert!(first.len() <= usual + 5, "{mood:?}: {} data after {usual}", first.len());
+        assert_eq!(first["CurrentLeases RenewAllLeases"].count, 1.0, "{mood:?}: one level, the last");
+        let report = worker.stop().await;
+        assert_eq!(report.lost, [], "{mood:?}");
+        assert_eq!(cloudwatch.sum("RecordsProcessed ProcessTask"), 601.0, "{mood:?}: no count is lost");
+        assert_eq!(cloudwatch.sum("MetricsDropped MetricsPublisher"), 0.0, "{mood:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_permission_is_said_once_and_the_worker_goes_on() {
+    let (lines, _guard) = Lines::collect();
+    let (world, cloudwatch) = (World::shards(1), CloudWatch::default());
+    cloudwatch.is(Mood::Denying);
+    let worker = published(&world, &cloudwatch, "a", config());
+    tokio::time::sleep(SECOND * 600).await;
+    world.put(0, [1]);
+    world.trace.wait_for_records(0, 1).await;
+    assert_eq!(lines.with("cloudwatch:PutMetricData"), 1);
+    assert_eq!(lines.with("WARN"), 1);
+    cloudwatch.is(Mood::Well);
+    until("granted", || cloudwatch.sum("RecordsProcessed ProcessTask") == 1.0).await;
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_refused_for_good_is_dropped_and_counted() {
+    let (world, cloudwatch) = (World::shards(1), CloudWatch::default());
+    cloudwatch.is(Mood::Refusing);
+    let worker = published(&world, &cloudwatch, "a", config());
+    until("a call", || cloudwatch.calls() > 0).await;
+    cloudwatch.is(Mood::Well);
+    until("two more", || cloudwatch.taken().len() > 1).await;
+    let dropped = cloudwatch.sum("MetricsDropped MetricsPublisher");
+    assert!(dropped > 20.0, "{dropped}");
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_waits_two_seconds_for_cloudwatch_and_no_longer() {
+    let (world, cloudwatch) = (World::shards(1), CloudWatch::default());
+    cloudwatch.is(Mood::Silent);
+    let worker = published(&world, &cloudwatch, "a", config());
+    world.put(0, [1]);
+    world.trace.wait_for_records(0, 1).await;
+    let asked = Instant::now();
+    let report = worker.stop().await;
+    assert_eq!(report.released.len(), 1);
+    assert!(asked.elapsed() < SECOND * 3, "{:?}", asked.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn levels_and_dimensions_are_the_configurations() {
+    let calls_of = async |config: Config| {
+        let (world, cloudwatch) = (World::shards(2), CloudWatch::default());
+        let worker = published(&world, &cloudwatch, "a", config);
+        tokio::time::sleep(SECOND * 130).await;
+        worker.stop().await;
+        cloudwatch.taken()
+    };
+    let none = Config { metrics_level: MetricsLevel::None, ..config() };
+    assert_eq!(calls_of(none).await, []);
+    let all = Config {
+        metrics_level: MetricsLevel::Detailed,
+        metrics_dimensions: [MetricsDimension::Shard, MetricsDimension::Worker].into(),
+        ..config()
+    };
+    let calls = calls_of(all).await;
+    let last = &calls[calls.len() - 2];
+    assert_eq!(last["CurrentLeases RenewAllLeases a"], Taken { count: 1.0, sum: 2.0 });
+    for shard in 0..2 {
+        let reads = &last[&format!("KinesisDataFetcher.getRecords.Success ProcessTask shardId-{shard:012}")];
+        assert!((50.0..70.0).contains(&reads.sum), "{reads:?} a minute");
+    }
+    assert!(last.contains_key("MillisBehindLatest ApplicationTracker"), "of the fleet: {last:?}");
+}
