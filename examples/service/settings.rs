@@ -1,4 +1,4 @@
-//! What the service is told: a TOML file, and environment variables, which win over it.
+//! What the service is told: a TOML file, as `consumer.toml` is one, and environment variables, which win over it.
 //!
 //! A setting `failover_time` of the file is `CONSUMER_FAILOVER_TIME` of the environment. The settings are those
 //! of [`Config`], and four of the service itself. A name that is none is refused, so that a typing error cannot

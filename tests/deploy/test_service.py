@@ -38,6 +38,13 @@ def test_a_variable_wins_over_the_file_and_the_file_over_the_default(tmp_path):
     assert (settings["failover_time"], settings["max_records"], settings["checkpoint_interval"]) == ("4s", 100, "5s")
 
 
+def test_the_file_that_comes_as_an_example_is_valid():
+    example = templates.ROOT / "examples" / "service" / "consumer.toml"
+    code, settings, problems = config(CONSUMER_CONFIG_FILE=str(example))
+    assert code == 0, problems
+    assert (settings["application"], settings["lease_table"], settings["log_format"]) == ("cart-worker", "must_exist", "json")
+
+
 def test_a_variable_has_the_type_of_its_setting():
     code, settings, _ = config(**REQUIRED, CONSUMER_WORKER_ID="123", CONSUMER_SCAN_BUDGET="2.5",
                                CONSUMER_PRINT_RECORDS="true", CONSUMER_LEASE_TABLE="must_exist",
