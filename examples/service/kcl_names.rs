@@ -18,9 +18,9 @@ const TABLE_BY_TEMPLATE: Instead =
 const RETRIED: Instead = Nothing("calls are tried again for as long as it takes");
 const NO_THREADS: Instead = Nothing("there are no threads to count");
 const OWN_BALANCE: Instead = Nothing("workers spread leases evenly by themselves");
-const NO_METRICS: Instead = Nothing("metrics are published once a minute by each worker");
+const ONE_CALL: Instead = Nothing("each worker publishes its metrics in one call a minute");
 
-const NAMES: [(&str, Instead); 63] = [
+const NAMES: [(&str, Instead); 66] = [
     ("applicationName", Setting("application")),
     ("billingMode", TABLE_BY_TEMPLATE),
     ("callProcessRecordsEvenForEmptyRecordList", Nothing("an empty read calls nobody")),
@@ -66,10 +66,13 @@ const NAMES: [(&str, Instead); 63] = [
     ("maxLeasesToStealAtOneTime", Setting("max_leases_to_steal_at_one_time")),
     ("maxListShardsRetryAttempts", RETRIED),
     ("maxRecords", Setting("max_records")),
-    ("metricsBufferTimeMillis", NO_METRICS),
-    ("metricsMaxQueueSize", NO_METRICS),
+    ("metricsBufferTimeMillis", ONE_CALL),
+    ("metricsEnabledDimensions", Setting("metrics_dimensions")),
+    ("metricsLevel", Setting("metrics_level")),
+    ("metricsMaxQueueSize", ONE_CALL),
+    ("namespace", Setting("metrics_namespace")),
     ("parentShardPollIntervalMillis", Nothing("it follows failover_time and scan_budget")),
-    ("publisherFlushBuffer", NO_METRICS),
+    ("publisherFlushBuffer", ONE_CALL),
     ("reBalanceThresholdPercentage", OWN_BALANCE),
     ("readTimeoutsToIgnoreBeforeWarning", Nothing("a fault that repeats is logged once")),
     ("regionName", Nothing("the AWS SDK reads AWS_REGION")),

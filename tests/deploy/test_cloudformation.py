@@ -105,9 +105,8 @@ def test_the_role_allows_exactly_the_calls_that_the_source_makes():
     calls = calls_in_source()
     assert "kinesis:GetRecords" in calls and "dynamodb:UpdateItem" in calls
     # lease-table.yaml makes the table.
-    needed = calls - {"dynamodb:CreateTable"}
     allowed = templates.actions(resources["ConsumerPolicy"])
-    assert allowed == needed | {"cloudwatch:PutMetricData"}
+    assert allowed == calls - {"dynamodb:CreateTable"}
     trial, _ = templates.filled(templates.load("quickstart.yaml"))
     assert templates.actions(trial["ConsumerPolicy"]) == allowed
 
@@ -148,6 +147,32 @@ def test_the_role_is_trusted_by_one_service_account_alone():
     assert statement["Principal"] == {"Federated": "arn:aws:iam::123456789012:oidc-provider/oidc/id/A1"}
     assert statement["Condition"]["StringEquals"] == {
         "oidc/id/A1:aud": "sts.amazonaws.com", "oidc/id/A1:sub": "system:serviceaccount:shop:cart"}
+
+
+def published():
+    """The metrics that a worker publishes by default, as pairs of operation and name."""
+    source = (templates.ROOT / "src" / "core" / "metrics.rs").read_text()
+    return set(re.findall(r'^ +\w+ +"([\w:]+)" +"([\w.]+)" +\w+ +Summary +\w+ +\w+;$', source, re.M))
+
+
+def test_alarms_and_dashboard_ask_for_metrics_that_are_published():
+    known = published()
+    assert ("TakeLeases", "NeededLeases") in known
+    resources, _ = templates.filled(templates.load("observability.yaml"), Application="cart-worker")
+    asked = set()
+    for resource in resources.values():
+        properties = resource["Properties"]
+        if properties.get("Namespace") == "cart-worker":
+            ((name, operation),) = [(d["Name"], d["Value"]) for d in properties["Dimensions"]]
+            assert name == "Operation", "without worker and shard, so that it outlives both"
+            asked.add((operation, properties["MetricName"]))
+        for widget in json.loads(properties.get("DashboardBody", '{"widgets": []}'))["widgets"]:
+            for namespace, name, *dimensions in widget["properties"].get("metrics", []):
+                if namespace == "cart-worker":
+                    assert dimensions[0] == "Operation"
+                    asked.add((dimensions[1], name))
+    assert asked - known == set()
+    assert len(asked) >= 12
 
 
 def test_the_dashboard_shows_every_alarm():
@@ -242,7 +267,7 @@ def test_alarms_and_dashboard_are_taken_by_the_api(aws):
         else:
             cloudwatch.put_dashboard(**properties)
     alarms = {alarm["AlarmName"]: alarm for alarm in cloudwatch.describe_alarms()["MetricAlarms"]}
-    assert len(alarms) == len(resources) - 1 == 11
+    assert len(alarms) == len(resources) - 1 == 12
     assert all(alarm["AlarmActions"] == [parameters["AlarmTopicArn"]] for alarm in alarms.values())
     # Silence is an alarm where it means that nobody reads.
     loud = {name for name, alarm in alarms.items() if alarm["TreatMissingData"] == "breaching"}

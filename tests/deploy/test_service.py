@@ -1,5 +1,6 @@
 """The service example: its settings, its probe, its image, and a stream's journey on a table made by the template."""
 
+import gzip
 import http.server
 import json
 import os
@@ -87,7 +88,8 @@ def test_every_name_of_the_kcl_is_refused_with_what_to_write_instead():
     as_variable = {name: "CONSUMER_" + re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).upper() for name, _ in names}
     # Some are ours, too, once they are written as variables.
     ours_too = {name: v for name, v in as_variable.items() if v.removeprefix("CONSUMER_").lower() in settings}
-    assert set(ours_too) == {"maxLeasesForWorker", "maxLeasesToStealAtOneTime", "maxRecords", "workerId"}
+    assert set(ours_too) == {
+        "maxLeasesForWorker", "maxLeasesToStealAtOneTime", "maxRecords", "metricsLevel", "workerId"}
     as_variable = {name: variable for name, variable in as_variable.items() if name not in ours_too}
     code, _, problems = config(**{variable: "1" for variable in as_variable.values()})
     assert code == 2
@@ -159,7 +161,7 @@ class Service:
                 "CONSUMER_HEALTH_FILE": str(self.health), "CONSUMER_PRINT_RECORDS": "true",
                 "CONSUMER_INITIAL_POSITION": "trim_horizon", "CONSUMER_LEASE_TABLE": "must_exist",
                 "CONSUMER_FAILOVER_TIME": "4s", "CONSUMER_IDLE_TIME_BETWEEN_READS": "200ms",
-                "CONSUMER_LOG_FORMAT": "json"}
+                "CONSUMER_LOG_FORMAT": "json", "CONSUMER_METRICS_LEVEL": "none"}
         with open(self.log, "a") as log:
             self.process = subprocess.Popen([SERVICE], env={**base, **variables}, stdout=subprocess.PIPE, stderr=log)
         self.reader = threading.Thread(target=self.read, daemon=True)
@@ -233,7 +235,30 @@ def rows(aws, table):
     ]
 
 
-def test_a_doubling_by_stack_update_loses_nothing(aws, kinesis_local, tmp_path):
+@pytest.fixture
+def metrics():
+    """A server that takes metrics, since moto has another protocol for them, and the bodies that it got."""
+    bodies = []
+
+    class Sink(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            bodies.append(gzip.decompress(body) if self.headers["Content-Encoding"] == "gzip" else body)
+            self.send_response(200)
+            self.send_header("smithy-protocol", "rpc-v2-cbor")
+            self.end_headers()
+            self.wfile.write(b"\xa0")  # An empty map.
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Sink)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", bodies
+    server.shutdown()
+
+
+def test_a_doubling_by_stack_update_loses_nothing(aws, kinesis_local, metrics, tmp_path):
     """Templates and lease table on moto. The stream's records are on kinesis-local, since moto never ends a closed
     shard and renumbers records: it is given the number of shards that the stack's stream turns out to have."""
     parameters = dict(StreamName="cart-queue", ShardCount=4)
@@ -255,7 +280,8 @@ def test_a_doubling_by_stack_update_loses_nothing(aws, kinesis_local, tmp_path):
     producer = Producer(kinesis, stream["Stream"])
     producer.put(5)
     with Service(tmp_path, **variables, CONSUMER_STREAM=stream["Stream"], AWS_ENDPOINT_URL=aws.url,
-                 AWS_ENDPOINT_URL_KINESIS=kinesis_local) as service:
+                 AWS_ENDPOINT_URL_KINESIS=kinesis_local, AWS_ENDPOINT_URL_CLOUDWATCH=metrics[0],
+                 CONSUMER_METRICS_LEVEL="summary") as service:
         eventually(lambda: producer.all_are_in(service.records))
         assert service.probe() == 0
 
@@ -279,6 +305,10 @@ def test_a_doubling_by_stack_update_loses_nothing(aws, kinesis_local, tmp_path):
     assert by_key == {f"cart-{key}": list(range(producer.next)) for key in range(40)}, "each once, in order"
     assert [row["leaseKey"] for row in rows(aws, "cart-worker") if "leaseOwner" in row] == [], "all released"
     assert len(aws.client("dynamodb").list_tables()["TableNames"]) == 1
+    # At the latest with the stop. Levels and lag are measured once a minute only, by the date.
+    body = b"".join(metrics[1])
+    for text in (b"cart-worker", b"Operation", b"TakenLeases", b"RecordsProcessed"):
+        assert text in body, text
 
 
 def test_a_missing_table_is_refused_and_none_is_made(aws, tmp_path):
