@@ -199,7 +199,7 @@ mod tests {
                 _ => records.get_mut(current).expect("a record").push_str(line),
             }
         }
-        assert_eq!(rows, 16);
+        assert_eq!(rows, 17);
     }
 
     #[test]
@@ -234,6 +234,20 @@ mod tests {
         let message = Aggregate { records: vec![part], ..Aggregate::default() }.encode_to_vec();
         let expanded = expand(vec![record(sealed(&message))], None);
         assert_eq!(expanded.records[0].partition_key(), "outer");
+    }
+
+    #[test]
+    fn a_part_whose_explicit_hash_key_is_not_in_the_record_is_broken_and_the_others_are_read() {
+        let part =
+            |explicit_hash_key| Part { partition_key: Some(0), explicit_hash_key, data: Some("x".into()) };
+        let message = Aggregate {
+            partition_keys: vec!["key".into()],
+            explicit_hash_keys: vec!["5".into()],
+            records: vec![part(Some(1)), part(Some(0)), part(None)],
+        };
+        let expanded = expand(vec![record(sealed(&message.encode_to_vec()))], None);
+        let subs: Vec<u64> = expanded.records.iter().map(|part| part.position().sub).collect();
+        assert_eq!((subs, expanded.broken, expanded.dropped), (vec![1, 2], 1, 0));
     }
 
     #[test]

@@ -272,6 +272,22 @@ mod tests {
 
     proptest! {
         #[test]
+        fn whatever_a_row_says_of_its_stream_is_this_stream_or_named_in_the_complaint(
+            said in prop_oneof![Just(STREAM.to_owned()), "arn:aws:kinesis:[a-z:0-9/]{0,40}", ".{0,60}"],
+            created in prop::option::of(any::<u64>()),
+        ) {
+            let said = created.map_or(said.clone(), |at| format!("{said}:{at}"));
+            let row = Lease { stream: Some(said.as_str().into()), ..leases("0-MAX").remove(0) };
+            match belongs_elsewhere(&[row], &[], STREAM) {
+                None => prop_assert_eq!(said, STREAM),
+                Some(complaint) => {
+                    prop_assert!(complaint.contains(&said) && complaint.contains(STREAM), "{}", complaint);
+                    prop_assert!(said != STREAM);
+                }
+            }
+        }
+
+        #[test]
         fn a_key_is_in_a_gap_if_and_only_if_it_is_in_no_range(
             ends in prop::collection::vec((0..40_u128, 0..40_u128, any::<bool>()), 0..8),
             key in 0..45_u128,

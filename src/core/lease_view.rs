@@ -252,6 +252,15 @@ mod tests {
     }
 
     #[test]
+    fn an_application_began_at_the_earliest_time_that_a_row_says() {
+        let pinned = |key: &str, start_millis| Lease { key: key.into(), start_millis, ..row(None, 0) };
+        let (start, mut view) = (Instant::now(), LeaseView::default());
+        assert_eq!(view.pinned_start(), None);
+        view.observe(vec![pinned("0", Some(70)), pinned("1", None), pinned("2", Some(40))], start);
+        assert_eq!(view.pinned_start(), Some(40));
+    }
+
+    #[test]
     fn the_next_expiry_is_that_of_the_peer_seen_moving_longest_ago() {
         let (start, mut view) = (Instant::now(), LeaseView::default());
         let second = Lease { key: "shardId-1".into(), ..row(Some("b"), 1) };

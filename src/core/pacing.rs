@@ -225,6 +225,19 @@ mod tests {
     }
 
     #[test]
+    fn ten_seconds_after_a_single_throttle_it_is_forgotten() {
+        for (pause, spacing) in [(ms(9_980), 200), (ms(9_990), 10)] {
+            let mut reader = Reader::idle(ms(0));
+            reader.begin();
+            reader.pacing.on_throttle(reader.now, &mut reader.rng);
+            reader.now += pause;
+            let first = reader.read(0, false);
+            let second = reader.read(0, false);
+            assert_eq!((second - first).as_millis(), spacing, "after {pause:?}");
+        }
+    }
+
+    #[test]
     fn throttles_push_back_further_and_further_until_a_read_succeeds() {
         let waits: Vec<Vec<u128>> = (0..200)
             .map(|seed| {

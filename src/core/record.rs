@@ -182,7 +182,37 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_shows_its_records_its_ends_and_its_delay() {
+        let (behind, numbers) = (Duration::from_secs(7), [9, 10, 12]);
+        let all = Batch::new(batch(&numbers).into_iter().collect(), behind);
+        let at = |n: u64| Position::at(n.to_string().parse().expect("digits"));
+        assert_eq!((all.first(), all.last(), all.behind()), (&at(9), &at(12), behind));
+        assert_eq!(all.shard().as_str(), "shardId-0");
+        for shown in [all.records().iter(), (&all).into_iter()] {
+            assert_eq!(
+                shown.map(Record::position).collect::<Vec<_>>(),
+                numbers.map(at).iter().collect::<Vec<_>>()
+            );
+        }
+        assert_eq!(all.after(&at(9)).map(|rest| rest.behind()), Some(behind));
+    }
+
+    #[test]
+    fn a_detached_payload_is_the_same_and_lets_go_of_the_page() {
+        let page = Bytes::from(vec![7; 100]);
+        let at = Position::at("1".parse().expect("digits"));
+        let mut record =
+            Record::new("shardId-0".into(), at, "key", SystemTime::UNIX_EPOCH, page.slice(10..12));
+        assert!(page.as_ptr_range().contains(&record.data().as_ptr()));
+        record.detach();
+        assert!(!page.as_ptr_range().contains(&record.data().as_ptr()));
+        assert_eq!(record.into_data(), page.slice(10..12));
+    }
+
+    #[test]
     fn debug_output_never_shows_the_payload() {
-        assert!(!format!("{:?}", batch(&[1])).contains("secret"));
+        let shown = format!("{:?}", batch(&[1]));
+        assert!(shown.contains("bytes: 6") && shown.contains("shardId-0"), "{shown}");
+        assert!(!shown.contains("secret"), "{shown}");
     }
 }

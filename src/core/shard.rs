@@ -214,6 +214,16 @@ mod tests {
     }
 
     #[test]
+    fn ids_and_numbers_are_shown_as_kinesis_writes_them() {
+        let (shard, number) = (ShardId::from("shardId-7"), number("0042"));
+        assert_eq!([shard.as_str(), &shard.to_string(), &format!("{shard:?}")], ["shardId-7"; 3]);
+        assert_eq!([number.as_str(), &number.to_string(), &format!("{number:?}")], ["42"; 3]);
+        assert_eq!(String::from(number.clone()), "42");
+        let shown = [0, 3].map(|sub| Position { sequence: number.clone(), sub }.to_string());
+        assert_eq!(shown, ["42", "42/3"]);
+    }
+
+    #[test]
     fn what_is_not_all_digits_is_refused() {
         for text in ["", "-1", "+1", "1.0", "12a", "TRIM_HORIZON", " 1", "١", &"9".repeat(130)] {
             assert!(text.parse::<SequenceNumber>().is_err(), "{text:?}");
@@ -234,7 +244,10 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_a_number_or_refused(text in ".{0,200}") {
+        fn any_text_is_a_number_or_refused(text in prop_oneof![".{0,200}", "[0-9]{0,140}", "0{0,3}[0-9 +-]{0,9}"]) {
+            let digits = (1..=129).contains(&text.len()) && text.chars().all(|c| c.is_ascii_digit());
+            prop_assert_eq!(text.parse::<SequenceNumber>().is_ok(), digits);
+            prop_assert_eq!(SequenceNumber::try_from(text.clone()).is_ok(), digits);
             if let Ok(n) = text.parse::<SequenceNumber>() {
                 prop_assert_eq!(number(n.as_str()), n);
             }

@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use kinesis_consumer::{
-    Acks, Batch, CheckpointError, Failure, Position, ProcessorFactory, ShardContext, ShardStart, Verdict,
+    Acks, Batch, CheckpointError, Failure, Lease, Position, ProcessorFactory, ShardContext, ShardStart,
+    Verdict,
     io::faulty::{Fault, Op},
 };
 
@@ -81,6 +82,31 @@ async fn done_through_a_position_leaves_the_rest_to_be_acknowledged() {
     world.checkpoint_at(0, "6").await;
     worker.stop().await;
     assert_eq!(world.trace.batches(0), ["1 2 3 4", "5 6 7 8"]);
+}
+
+/// Four user records, "a" to "d", as the Kinesis Producer Library puts them into one record.
+const AGGREGATED: &[u8] = b"\xf3\x89\x9a\xc2\x0a\x02\x70\x6b\x1a\x05\x08\x00\x1a\x01\x61\x1a\x05\x08\x00\x1a\x01\x62\x1a\x05\x08\x00\
+    \x1a\x01\x63\x1a\x05\x08\x00\x1a\x01\x64\x3a\x8a\x8c\xb6\x88\x41\x56\xd6\xe6\x7e\x2b\xd4\xe5\xb8\x92\x50";
+
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_inside_an_aggregated_record_is_followed_by_the_rest_of_it() {
+    let world = World::shards(1);
+    world.put(0, ["before"]);
+    let hash = world.stream.open_shards()[0].hash_range.start;
+    world.stream.put_to(hash, "pk", AGGREGATED.to_vec());
+    world.put(0, ["after"]);
+    let through_b = |batch: Batch, _| async move {
+        let b = batch.records().iter().find(|record| **record.data() == *b"b").expect("b");
+        Ok(Verdict::DoneThrough(b.position().clone()))
+    };
+    let worker = run(world.worker("a").build(world.probe_with(through_b)).expect("valid"));
+    let at_b = |row: Lease| row.checkpoint.position().is_some_and(|position| position.sub == 1);
+    until("a checkpoint at b", || world.find_row(0).is_some_and(at_b)).await;
+    worker.crash().await;
+    let worker = run(world.worker("b").build(world.probe()).expect("valid"));
+    world.checkpoint_at(0, "after").await;
+    worker.stop().await;
+    assert_eq!(world.trace.records(0), ["before", "a", "b", "c", "d", "after", "c", "d", "after"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -199,7 +199,8 @@ fn a_lease_on_its_way_counts_for_where_it_goes_and_is_taken_once_it_arrives() {
         let planner = Planner { me: &"b".into(), held: &held, asked: &asks, avoided: &held };
         plan(view, planner, &limits(), now, &mut StdRng::seed_from_u64(1))
     };
-    assert!(b(&table.view, table.now).claims.is_empty());
+    let waiting = b(&table.view, table.now);
+    assert_eq!((&waiting.claims[..], waiting.needed, waiting.workers), (&[][..], 0, 2));
     // The third worker sees two of two, and asks for nothing that is on its way.
     assert!(keys(&table.plan("c", &limits())).iter().all(|n| *n > 2));
 
@@ -209,7 +210,7 @@ fn a_lease_on_its_way_counts_for_where_it_goes_and_is_taken_once_it_arrives() {
     };
     table.view.observe(table.view.leases().map(arrived).collect(), table.now);
     let plan = b(&table.view, table.now);
-    assert_eq!(keys(&plan), [1, 2]);
+    assert_eq!((keys(&plan), plan.needed), (vec![1, 2], 0));
     assert!(
         plan.claims.iter().all(|claim| claim.reason == Reason::HandedOver { from: "a".into() } && !claim.ask)
     );
@@ -223,7 +224,7 @@ fn a_look_that_is_older_than_a_request_makes_no_more_of_them() {
     let planner =
         Planner { me: &"b".into(), held: &BTreeSet::new(), asked: &asks, avoided: &BTreeSet::new() };
     let plan = plan(&table.view, planner, &limits(), table.now, &mut StdRng::seed_from_u64(1));
-    assert_eq!(plan.claims, []);
+    assert_eq!((&plan.claims[..], plan.needed), (&[][..], 0));
 }
 
 #[test]
@@ -306,7 +307,8 @@ fn a_lease_left_free_for_long_is_claimed_beyond_the_fair_share() {
 
 #[test]
 fn a_lease_under_our_name_that_we_do_not_hold_is_claimed_only_once_expired() {
-    let table = table("me: 1");
+    // Nor are they stolen, as if the other process were another worker.
+    let table = table("me: 1 2 3");
     let claims = |now| {
         by(&"me".into(), &BTreeSet::new(), |me| {
             plan(&table.view, me, &limits(), now, &mut StdRng::seed_from_u64(1))
@@ -314,7 +316,7 @@ fn a_lease_under_our_name_that_we_do_not_hold_is_claimed_only_once_expired() {
         .claims
     };
     assert!(claims(table.now).is_empty());
-    assert_eq!(claims(table.now + FAILOVER).len(), 1);
+    assert_eq!(claims(table.now + FAILOVER).len(), 3);
 }
 
 /// A fleet on one table: each worker in turn looks, plans and claims, until a whole round claims nothing.
@@ -424,6 +426,24 @@ fn a_lease_that_is_leaving_takes_room_until_it_has_left() {
     let plan =
         by(&"a".into(), &held, |me| plan(&view, me, &limits, table.now, &mut StdRng::seed_from_u64(1)));
     assert_eq!((plan.claims.len(), plan.left_over.len()), (0, 0));
+    assert_eq!((plan.total, plan.workers), (3, 2), "it is the load of the worker that asked for it");
+}
+
+#[test]
+fn what_has_been_free_for_too_long_goes_before_what_is_fresh() {
+    let start = Instant::now();
+    let limits = Limits { max_leases: 1, ..limits() };
+    let now = start + limits.patience;
+    let lease = |n| Lease::new(&shard(n), Checkpoint::TrimHorizon);
+    for (seed, long) in (0..40).map(|seed| (seed, usize::try_from(seed % 4).expect("small"))) {
+        // At this very moment, it has been long enough.
+        let mut view = LeaseView::default();
+        view.observe(vec![lease(long)], start);
+        view.observe((0..4).map(lease).collect(), now);
+        let rng = &mut StdRng::seed_from_u64(seed);
+        let plan = by(&"a".into(), &BTreeSet::new(), |me| plan(&view, me, &limits, now, rng));
+        assert_eq!(keys(&plan), [long], "seed {seed}");
+    }
 }
 
 /// `worker` stopped on purpose and left its leases to itself.

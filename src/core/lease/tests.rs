@@ -5,10 +5,11 @@ use std::{
 };
 
 use bytes::Bytes;
+use proptest::prelude::*;
 
 use super::*;
 use crate::core::{
-    shard::Position,
+    shard::{Position, ShardId},
     testdata::{Row, rows},
 };
 
@@ -40,6 +41,13 @@ fn checkpoints_order_as_in_the_kcl() {
             }
         }
     }
+    for Row { line, cells } in rows(CASES, "ascending") {
+        for text in cells[1].split(' ') {
+            let one = parse(text).expect("a checkpoint");
+            assert_eq!(one.to_string(), text, "line {line}");
+            assert_eq!(Checkpoint::parse(one.text(), one.sub()), Ok(one), "line {line}: {text}");
+        }
+    }
     for Row { line, cells } in rows(CASES, "equal") {
         let (one, other) = cells[1].split_once(' ').expect("two checkpoints");
         let [one, other] = [one, other].map(|text| parse(text).expect("a checkpoint"));
@@ -55,6 +63,33 @@ fn what_is_neither_a_sentinel_nor_a_number_is_no_checkpoint() {
     }
 }
 
+proptest! {
+    #[test]
+    fn any_text_is_a_checkpoint_that_reads_back_the_same_or_is_refused(
+        text in prop_oneof!["[0-9]{1,140}", ".{0,200}", "(AT_|TRIM_|SHARD_|LATEST|HORIZON|END|TIMESTAMP){1,3}"],
+        sub: u64,
+    ) {
+        match Checkpoint::parse(&text, sub) {
+            Ok(one) => {
+                prop_assert_eq!(Checkpoint::parse(one.text(), one.sub()), Ok(one.clone()));
+                prop_assert_eq!(one.cmp(&one), Ordering::Equal);
+                prop_assert!(one.position().is_none_or(|position| position.sub == sub));
+            }
+            // However long, it is not repeated in full.
+            Err(error) => prop_assert!(error.to_string().chars().count() < 2000),
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_text_names_a_claimant_and_is_written_back_the_same(
+        text in prop_oneof![".{0,40}", "[a-z#.]{0,4}#[0-9a-f]{15,17}\\.[+0-9]{0,22}", "[0-9a-f#.]{0,40}"],
+    ) {
+        prop_assert_eq!(Claimant::from(text.as_str()).to_string(), text);
+    }
+}
+
 #[test]
 fn a_claim_counts_a_switch_only_when_another_worker_held_the_lease() {
     let free = Lease::new(&"shardId-0".into(), Checkpoint::TrimHorizon);
@@ -64,6 +99,38 @@ fn a_claim_counts_a_switch_only_when_another_worker_held_the_lease() {
     assert_eq!((again.owner_switches, again.counter), (0, 2));
     let stolen = again.after(&again.claim(&"b".into()));
     assert_eq!((stolen.owner_switches, stolen.counter), (1, 3));
+}
+
+#[test]
+fn during_a_hand_off_the_lease_is_leaving_one_worker_and_coming_to_another() {
+    // Owner, the owner of the checkpoint, and for "a" and "b": who holds it, is it coming, is it leaving.
+    for (owner, from, holder, coming, leaving) in [
+        (None, None, None, "", ""),
+        (Some("a"), None, Some("a"), "", ""),
+        (Some("b"), Some("a"), Some("a"), "b", "a"),
+        (Some("a"), Some("b"), Some("b"), "a", "b"),
+        // Rows that no worker writes: asked for by nobody, or by its own holder.
+        (None, Some("a"), Some("a"), "", ""),
+        (Some("a"), Some("a"), Some("a"), "", ""),
+    ] {
+        let (owner, checkpoint_owner) = (owner.map(WorkerId::from), from.map(WorkerId::from));
+        let lease = Lease::new(&"shardId-0".into(), Checkpoint::TrimHorizon);
+        let lease = Lease { owner, checkpoint_owner, ..lease };
+        assert_eq!(lease.holder().map(WorkerId::as_str), holder, "{lease:?}");
+        for worker in ["a", "b"] {
+            assert_eq!(lease.is_coming_to(&worker.into()), coming == worker, "{lease:?}");
+            assert_eq!(lease.is_leaving(&worker.into()), leaving == worker, "{lease:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_shown_of_a_prepared_checkpoint_is_its_place_and_never_its_state() {
+    let pending = PendingCheckpoint { at: at(5), state: Some(Bytes::from_static(b"secret")) };
+    let shown = format!("{pending:?}");
+    assert!(shown.contains("PendingCheckpoint { at: At(") && !shown.contains("secret"), "{shown}");
+    let bytes = format!("{:?}", b"secret");
+    assert!(!shown.contains(&bytes), "{shown}");
 }
 
 #[test]
@@ -92,6 +159,88 @@ fn a_prepared_checkpoint_stays_until_one_as_far_is_in_force() {
     assert!(tenure.row().pending.is_some());
     assert!(tenure.row().after(&tenure.release(Some(at(4))).expect("forward")).pending.is_some());
     assert!(tenure.row().after(&tenure.release(Some(at(6))).expect("forward")).pending.is_none());
+}
+
+#[test]
+fn a_write_says_what_must_hold_and_what_it_changes() {
+    let me = WorkerId::from("a");
+    let free = Lease { counter: 7, ..Lease::new(&"shardId-0".into(), Checkpoint::TrimHorizon) };
+    let claim = free.claim(&(&me).into());
+    let said =
+        |write: &LeaseWrite| (write.expected(), write.holder().cloned(), write.handing_over().cloned());
+    assert_eq!((claim.key(), said(&claim)), (&free.key, (7, None, None)));
+    assert_eq!(claim.owner(), &OwnerChange::Set { owner: me.clone(), switched: false });
+    assert_eq!((claim.mark(), claim.children()), (None, &[].into()));
+
+    let mut tenure = Tenure::begin(&free, &claim, Instant::now()).expect("a claim");
+    let renewal = tenure.renewal();
+    assert_eq!(said(&renewal), (8, Some(me.clone()), None));
+    assert_eq!((renewal.owner(), renewal.mark()), (&OwnerChange::Keep, None));
+    let write = tenure.checkpoint(at(5)).expect("forward");
+    assert_eq!((write.owner(), write.mark()), (&OwnerChange::Keep, Some(&Mark::Done(at(5)))));
+    let prepare = tenure.prepare(at(6), None).expect("forward");
+    assert!(matches!(prepare.mark(), Some(Mark::Prepared(pending)) if pending.at == at(6)));
+
+    let children: BTreeSet<ShardId> = ["shardId-1".into(), "shardId-2".into()].into();
+    let finish = tenure.finish(children.clone());
+    assert_eq!((finish.owner(), finish.children()), (&OwnerChange::Remove, &children));
+    assert_eq!(finish.mark(), Some(&Mark::Done(Checkpoint::ShardEnd)));
+    let finished = tenure.row().after(&finish);
+    assert_eq!((finished.children.clone(), finished.owner.clone()), (children.clone(), None));
+    assert_eq!(
+        finished.after(&finished.claim(&(&me).into())).children,
+        children,
+        "a write without them leaves them"
+    );
+
+    let ask = tenure.row().ask(&"b".into()).expect("a hands over");
+    assert!(tenure.notice(&tenure.row().after_request(&ask)));
+    assert_eq!(said(&tenure.renewal()), (8, Some(me.clone()), Some(me)));
+    assert_eq!(tenure.release(None).expect("no checkpoint").owner(), &OwnerChange::Transfer);
+}
+
+#[test]
+fn a_holding_is_begun_by_its_own_claim_and_by_nothing_else() {
+    let free = Lease::new(&"shardId-0".into(), Checkpoint::TrimHorizon);
+    let other = Lease::new(&"shardId-1".into(), Checkpoint::TrimHorizon);
+    let now = Instant::now();
+    assert!(Tenure::begin(&free, &other.claim(&"a".into()), now).is_none());
+    assert!(Tenure::begin(&free, &held("a").renewal(), now).is_none());
+    let tenure = Tenure::begin(&free, &free.claim(&"a".into()), now).expect("its own");
+    assert_eq!((tenure.me(), tenure.proven_at()), (&"a".into(), now));
+}
+
+#[test]
+fn only_the_row_of_this_holding_is_noticed() {
+    let mut tenure = held("a");
+    let row = tenure.row().clone();
+    let ask = row.ask(&"b".into()).expect("a hands over");
+    for other in [
+        Lease { counter: row.counter + 1, ..row.after_request(&ask) },
+        Lease { owner: Some("b".into()), ..row.clone() },
+    ] {
+        assert!(!tenure.notice(&other));
+        assert_eq!(tenure.row(), &row);
+    }
+    assert!(tenure.notice(&row.after_request(&ask)));
+    assert!(tenure.row().is_leaving(&"a".into()));
+    assert!(tenure.notice(&row), "withdrawn");
+    assert_eq!(tenure.row(), &row);
+}
+
+#[test]
+fn a_request_is_met_by_the_owner_that_it_names_and_no_pending_hand_off() {
+    let row = held("a").row().clone();
+    let ask = row.ask(&"b".into()).expect("a hands over");
+    assert_eq!((ask.key(), ask.from(), ask.to()), (&row.key, &"a".into(), &"b".into()));
+    assert!(!ask.is_withdrawal() && ask.clone().withdrawn().is_withdrawal());
+    let asked = row.after_request(&ask);
+    let taken = Lease { owner: Some("c".into()), ..row.clone() };
+    for (request, met) in [(ask.clone(), &row), (ask.withdrawn(), &asked)] {
+        for row in [&row, &asked, &taken] {
+            assert_eq!(request.is_allowed_on(row), row == met, "{request:?} on {row:?}");
+        }
+    }
 }
 
 #[test]
@@ -184,6 +333,60 @@ fn a_write_whose_reply_was_lost_is_recognised_and_a_theft_is_not() {
     assert!(!write.took_effect_on(&renewed, &me), "same counter, but not this checkpoint");
     let release = tenure.release(None).expect("forward");
     assert!(release.took_effect_on(&tenure.row().after(&release), &me));
+}
+
+#[test]
+fn each_kind_of_write_is_recognised_by_what_it_does_to_the_owner() {
+    let a = WorkerId::from("a");
+    let asked = |tenure: &mut Tenure| {
+        let ask = tenure.row().ask(&"b".into()).expect("a hands over");
+        assert!(tenure.notice(&tenure.row().after_request(&ask)));
+    };
+    let (tenure, mut leaving) = (held("a"), held("a"));
+    asked(&mut leaving);
+    let free = Lease { owner: None, ..tenure.row().clone() };
+    for (before, write) in [
+        (tenure.row(), tenure.renewal()),
+        (leaving.row(), leaving.renewal()),
+        (tenure.row(), tenure.release(None).expect("no checkpoint")),
+        (leaving.row(), leaving.release(None).expect("no checkpoint")),
+        (&free, free.claim(&(&a).into())),
+        (leaving.row(), leaving.row().claim(&(&a).into())),
+    ] {
+        let after = before.after(&write);
+        assert!(write.took_effect_on(&after, &a), "{write:?}");
+        assert!(!write.took_effect_on(before, &a), "{write:?}");
+        // Somebody else's write that met the same counter.
+        for other in [Some("c"), None, Some("a")].map(|owner| owner.map(WorkerId::from)) {
+            let theirs = Lease { owner: other.clone(), checkpoint_owner: None, ..after.clone() };
+            let alike = match write.owner() {
+                OwnerChange::Transfer => other.is_some() && other != Some(a.clone()),
+                _ => theirs.holder() == after.holder(),
+            };
+            assert_eq!(write.took_effect_on(&theirs, &a), alike, "{write:?} on {theirs:?}");
+        }
+    }
+}
+
+#[test]
+fn each_kind_of_write_is_recognised_by_what_it_does_to_the_checkpoint() {
+    let (me, tenure) = (WorkerId::from("a"), held("a"));
+    let pending = |number, state: &'static [u8]| {
+        Some(PendingCheckpoint { at: at(number), state: Some(Bytes::from_static(state)) })
+    };
+    let prepare = tenure.prepare(at(5), Some(Bytes::from_static(b"state"))).expect("forward");
+    let prepared = tenure.row().after(&prepare);
+    assert_eq!(prepared.pending, pending(5, b"state"));
+    assert!(prepare.took_effect_on(&prepared, &me));
+    for other in [None, pending(6, b"state"), pending(5, b"another")] {
+        assert!(!prepare.took_effect_on(&Lease { pending: other, ..prepared.clone() }, &me));
+    }
+    let reset = tenure.row().reset(Reset { to: Checkpoint::Latest, start_millis: Some(70), at_millis: 80 });
+    let row = tenure.row().after(&reset);
+    assert_eq!((row.start_millis, row.reset_millis), (Some(70), Some(80)));
+    assert!(reset.took_effect_on(&row, &me));
+    assert!(!reset.took_effect_on(&Lease { checkpoint: at(1), ..row.clone() }, &me));
+    assert!(!reset.took_effect_on(&Lease { reset_millis: Some(81), ..row }, &me));
 }
 
 #[test]
