@@ -289,6 +289,8 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -351,6 +353,65 @@ mod tests {
             serde_json::from_str(&serde_json::to_string(&config).expect("text")).expect("valid");
         assert_eq!(back, config);
         assert!(serde_json::from_str::<Config>(r#"{"failover_time_ms": 1}"#).is_err());
+    }
+
+    /// One setting as a hand might write it: a name and a value that may or may not be of it.
+    fn setting() -> impl Strategy<Value = (&'static str, String)> {
+        let names = [
+            "worker_id",
+            "initial_position",
+            "lease_table_name",
+            "lease_table",
+            "failover_time",
+            "max_leases_for_worker",
+            "max_leases_to_steal_at_one_time",
+            "scan_budget",
+            "on_shutdown",
+            "idle_time_between_reads",
+            "max_records",
+            "memory_budget",
+            "checkpoint_interval",
+            "retry_delay_min",
+            "retry_delay_max",
+            "stall_timeout",
+            "shutdown_timeout",
+            "health_file",
+            "failover_time_ms",
+        ];
+        let value = prop_oneof![
+            4 => "[0-9]{1,20} ?(ns|us|ms|s|m|h|days|years)?".prop_map(|text| format!("{text:?}")),
+            2 => any::<i64>().prop_map(|number| number.to_string()),
+            2 => any::<f64>().prop_filter("JSON has no other", |number| number.is_finite()).prop_map(|n| n.to_string()),
+            2 => prop_oneof![
+                Just("\"latest\""), Just("\"trim_horizon\""), Just("\"must_exist\""), Just("\"keep\""),
+                Just("\"release\""), Just("null"), Just("true"), Just("{}"), Just("[]"), Just("\"\""),
+            ].prop_map(str::to_owned),
+            2 => "(-?[0-9]{1,5})-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\\.[0-9]{1,9})?Z"
+                .prop_map(|at| format!(r#"{{"at_timestamp": {at:?}}}"#)),
+            1 => ".{0,20}".prop_map(|text| serde_json::to_string(&text).expect("text")),
+            1 => ".{0,9}",
+        ];
+        (proptest::sample::select(names.to_vec()), value)
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_configuration_that_reads_back_the_same_or_is_refused(
+            settings in proptest::collection::vec(setting(), 0..4),
+        ) {
+            let text: Vec<String> = settings.iter().map(|(name, value)| format!("{name:?}: {value}")).collect();
+            let text = format!("{{{}}}", text.join(", "));
+            let Ok(config) = serde_json::from_str::<Config>(&text) else { return Ok(()) };
+            let written = serde_json::to_string(&config).map_err(|error| TestCaseError::fail(format!("{text}: {error}")))?;
+            prop_assert_eq!(&serde_json::from_str::<Config>(&written).expect("valid"), &config, "{}", written);
+            if config.problems().is_empty() {
+                // Nothing that is derived from it overflows.
+                let longest = config.shutdown_timeout + config.failover_time;
+                prop_assert!(config.renew_after() < config.failover_time && config.failover_time <= longest);
+                prop_assert!(config.look_interval() <= config.longest_look_interval());
+                prop_assert!(config.call_timeout() + config.renew_after() < config.failover_time);
+            }
+        }
     }
 
     #[test]

@@ -276,7 +276,7 @@ mod tests {
             said in prop_oneof![Just(STREAM.to_owned()), "arn:aws:kinesis:[a-z:0-9/]{0,40}", ".{0,60}"],
             created in prop::option::of(any::<u64>()),
         ) {
-            let said = created.map_or(said.clone(), |at| format!("{said}:{at}"));
+            let said = created.map_or_else(|| said.clone(), |at| format!("{said}:{at}"));
             let row = Lease { stream: Some(said.as_str().into()), ..leases("0-MAX").remove(0) };
             match belongs_elsewhere(&[row], &[], STREAM) {
                 None => prop_assert_eq!(said, STREAM),

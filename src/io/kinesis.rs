@@ -265,3 +265,58 @@ where
         _ => unavailable(operation, cause(error)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection, option, prelude::*};
+
+    use super::*;
+
+    fn number() -> impl Strategy<Value = String> {
+        prop_oneof!["[0-9]{1,60}", "[0-9]{120,140}", "-?[0-9]{0,3}", ".{0,20}"]
+    }
+
+    fn range() -> impl Strategy<Value = Option<types::HashKeyRange>> {
+        option::of((number(), number()).prop_map(|(start, end)| {
+            let range = types::HashKeyRange::builder().starting_hash_key(start).ending_hash_key(end);
+            range.build().expect("both ends")
+        }))
+    }
+
+    proptest! {
+        #[test]
+        fn any_shard_child_and_record_are_understood_as_they_are_or_refused(
+            (id, parents) in (".{0,20}", collection::vec(".{0,20}", 0..3)),
+            (hash_keys, first, last) in (range(), number(), option::of(number())),
+            (sequence, key, data) in (number(), option::of(".{0,20}"), collection::vec(any::<u8>(), 0..20)),
+        ) {
+            let numbers = types::SequenceNumberRange::builder().starting_sequence_number(&first);
+            let numbers = numbers.set_ending_sequence_number(last.clone()).build().expect("a first number");
+            let shard = types::Shard::builder().shard_id(&id).set_hash_key_range(hash_keys.clone());
+            let shard = shard.set_parent_shard_id(parents.first().cloned());
+            let shard = shard.set_adjacent_parent_shard_id(parents.get(1).cloned());
+            let shard = shard.sequence_number_range(numbers).build().expect("an id");
+            if let Ok(read) = shard_from(&shard) {
+                prop_assert_eq!(read.id.as_str(), &id);
+                prop_assert_eq!(read.is_open(), last.is_none());
+                prop_assert!(parents.iter().all(|parent| read.parents.contains(&parent.as_str().into())));
+                prop_assert_eq!(&read.starting_sequence, &first.parse().expect("it was read"));
+            }
+            let child = types::ChildShard::builder().shard_id(&id).set_hash_key_range(hash_keys);
+            let child = child.set_parent_shards(Some(parents.clone())).build().expect("an id and parents");
+            if let Ok(read) = child_from(&child) {
+                prop_assert_eq!(read.parents, parents.iter().map(|id| id.as_str().into()).collect());
+            }
+            let record = types::Record::builder().sequence_number(&sequence).set_partition_key(key.clone());
+            let record = record.data(aws_sdk_kinesis::primitives::Blob::new(data.clone())).build();
+            match record_from(&id.as_str().into(), record.expect("a number and data")) {
+                Ok(read) => {
+                    prop_assert_eq!(&read.data()[..], &data[..]);
+                    prop_assert_eq!(read.partition_key(), key.unwrap_or_default());
+                    prop_assert_eq!(read.position(), &Position::at(sequence.parse().expect("it was read")));
+                }
+                Err(_) => prop_assert!(sequence.parse::<SequenceNumber>().is_err()),
+            }
+        }
+    }
+}

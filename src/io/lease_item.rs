@@ -462,6 +462,58 @@ mod tests {
         ]
     }
 
+    fn worker_of_three() -> impl Strategy<Value = Option<WorkerId>> {
+        proptest::sample::select(vec![None, Some("me"), Some("you")]).prop_map(|id| id.map(WorkerId::from))
+    }
+
+    /// The request for a lease of `owner`, by the other one.
+    fn seen_by(owner: &str) -> HandOff {
+        let owner = WorkerId::from(owner);
+        let row = Lease { owner: Some(owner.clone()), hands_over: Some((&owner).into()), ..least_lease() };
+        let other = if owner.as_str() == "me" { "you" } else { "me" };
+        row.ask(&other.into()).expect("willing")
+    }
+
+    /// What DynamoDB makes of an update: nothing if the condition does not hold. Knows what we use of it.
+    fn applied(update: &Expressions, item: &Item) -> Option<Item> {
+        let value = |name: &str| update.values.get(name).expect("a bound value");
+        let holds = |clause: &str| match clause.split_once(" = ") {
+            Some((name, expected)) => item.get(name) == Some(value(expected)),
+            None => {
+                let name =
+                    clause.strip_prefix("attribute_not_exists(").and_then(|name| name.strip_suffix(')'));
+                !item.contains_key(name.expect("the only function"))
+            }
+        };
+        if !update.condition.split(" AND ").all(holds) {
+            return None;
+        }
+        let mut after = item.clone();
+        let mut doing = "";
+        for word in update.update.replace(" = ", "=").split([' ', ',']).filter(|word| !word.is_empty()) {
+            match (word, doing) {
+                ("SET" | "REMOVE" | "ADD", _) => doing = word,
+                (_, "SET") => {
+                    let (name, to) = word.split_once('=').expect("NAME = VALUE");
+                    after.insert(name.to_owned(), value(to).clone());
+                }
+                (_, "REMOVE") => drop(after.remove(word)),
+                (by, "ADD") if by.starts_with(':') => {
+                    assert_eq!(value(by), &number(1));
+                    let sum = row_count(&after, OWNER_SWITCHES) + 1;
+                    after.insert(OWNER_SWITCHES.to_owned(), number(sum));
+                }
+                (name, "ADD") => assert_eq!(name, OWNER_SWITCHES),
+                other => panic!("{other:?} in {}", update.update),
+            }
+        }
+        Some(after)
+    }
+
+    fn row_count(item: &Item, name: &'static str) -> u64 {
+        Row { item, key: "" }.count(name).expect("a count").unwrap_or_default()
+    }
+
     const NAMES: [&str; 21] = [
         LEFT_AT,
         HANDS_OVER,
@@ -517,6 +569,52 @@ mod tests {
             if let Ok(Some(lease)) = decode(&item) {
                 let _ = update(&lease.claim(&"me".into()));
                 prop_assert_eq!(decode(&encode(&lease)), Ok(Some(lease)));
+            }
+        }
+
+        #[test]
+        fn an_update_does_what_the_rules_say_and_leaves_alone_what_it_does_not_know(
+            lease in lease(),
+            to in checkpoint(),
+            state: Option<Vec<u8>>,
+            unknown in collection::hash_map("x[a-zA-Z]{1,9}", any_value(), 0..4),
+            (counter, owner, checkpoint_owner) in (0..3_u64, worker_of_three(), worker_of_three()),
+        ) {
+            let seen = Lease { counter: 7, owner_switches: lease.owner_switches / 2, ..lease };
+            let claim = seen.claim(&"me".into());
+            let mut tenure = Tenure::begin(&seen, &claim, crate::clock::now()).expect("a claim");
+            let mut writes = vec![claim, seen.evict()];
+            for leaving in [false, true] {
+                writes.push(tenure.renewal());
+                writes.push(tenure.finish(["shardId-8".into()].into()));
+                writes.extend(tenure.checkpoint(to.clone()));
+                writes.extend(tenure.release(Some(to.clone())));
+                writes.extend(tenure.release(None));
+                writes.extend(tenure.prepare(to.clone(), state.clone().map(Bytes::from)));
+                if !leaving {
+                    let asked = tenure.row().ask(&"you".into()).expect("it hands over");
+                    prop_assert!(tenure.notice(&tenure.row().after_request(&asked)));
+                }
+            }
+            // The row as it may be by then.
+            let row = Lease { counter: 6 + counter, owner, checkpoint_owner, ..seen };
+            let mut item = encode(&row);
+            item.extend(unknown.clone());
+            for write in writes {
+                let after = applied(&update(&write), &item);
+                prop_assert_eq!(after.is_some(), write.is_allowed_on(&row), "{:?} on {:?}", write, row);
+                let Some(after) = after else { continue };
+                prop_assert_eq!(decode(&after), Ok(Some(row.after(&write))), "{:?}", write);
+                for (name, value) in &unknown {
+                    prop_assert_eq!(after.get(name), Some(value));
+                }
+            }
+            for request in [seen_by("me"), seen_by("you")].into_iter().flat_map(|ask| [ask.clone(), ask.withdrawn()]) {
+                let after = applied(&hand_off(&request), &item);
+                prop_assert_eq!(after.is_some(), request.is_allowed_on(&row), "{:?} on {:?}", request, row);
+                let Some(after) = after else { continue };
+                prop_assert_eq!(decode(&after), Ok(Some(row.after_request(&request))));
+                prop_assert!(unknown.iter().all(|(name, value)| after.get(name) == Some(value)));
             }
         }
 

@@ -244,9 +244,9 @@ async fn guarded_work_that_wakes_after_the_clock_jumped_is_not_polled() {
         ran_on.fetch_add(1, Relaxed);
     };
     let frozen = async {
-        // The process stands still, and everything that is due comes at once.
-        tokio::time::advance(FAILOVER * 6).await;
+        // The process stands still, and everything that is due comes at once: the work is woken as the time is up.
         woken.notify_one();
+        tokio::time::advance(FAILOVER * 6).await;
     };
     let (guarded, ()) = tokio::join!(biased; held.lease.guard(work), frozen);
     assert_eq!(guarded, Err(LeaseLost::Expired));
