@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# Mutation tests of the rules: changes src/core in every way that cargo-mutants knows, one at a time, and
+# demands that a unit test of the rules notices. The rules alone are put into a small crate below
+# target/mutants, so that a mutant costs seconds. Ends with 1 if one is missed that tests/mutants.md does
+# not explain.
+#
+#   .ci/mutants.sh                         all of src/core, an hour on two cores
+#   .ci/mutants.sh --in-diff origin/main   what changed since then
+#   .ci/mutants.sh -f watermark.rs         other arguments go to cargo-mutants
+#   .ci/mutants.sh --crate-only            only assembles the crate, and says where: a quick place to work on rules
+set -euo pipefail
+cd "$(dirname "$0")/.."
+root=$PWD scratch=$PWD/target/mutants/core
+# All files are as of now, so that no build of a mutant is taken for one of these.
+rm -rf "$scratch/src"
+mkdir -p "$scratch/src"
+cp -R src/core "$scratch/src/core"
+printf '#![allow(dead_code, unreachable_pub, unused_imports)]\nmod core;\n' >"$scratch/src/lib.rs"
+cp Cargo.lock "$scratch/Cargo.lock"
+
+# The dependencies that the rules use, as the crate itself has them.
+dependencies() {
+  awk -v section="[$1]" '/^\[/ { on = ($0 == section) } on && /^[a-z0-9_-]+ *=/' Cargo.toml |
+    while read -r line; do
+      name=${line%%[ =]*} module=${name//-/_}
+      [ "$name" = md-5 ] && module=md5
+      if [ "$name" != kinesis-consumer ] && grep -rqE "\b$module(::|\b.*;)" src/core --include='*.rs'; then
+        echo "${line/, optional = true/}"
+      fi
+    done
+}
+cat >"$scratch/Cargo.toml" <<TOML
+[package]
+name = "rules"
+version = "0.0.0"
+edition = "2024"
+publish = false
+[workspace]
+[lib]
+doctest = false
+[dependencies]
+$(dependencies dependencies)
+[dev-dependencies]
+$(dependencies dev-dependencies)
+[profile.dev]
+debug = false
+# The properties are most of the time of a run.
+[profile.dev.package."*"]
+opt-level = 2
+TOML
+[ "${1:-}" = --crate-only ] && { echo "$scratch"; exit; }
+
+command -v cargo-mutants >/dev/null || cargo install --quiet --locked cargo-mutants@27.1.0
+arguments=()
+while [ $# -gt 0 ]; do
+  if [ "$1" = --in-diff ]; then
+    git diff "$2" -- src/core >"$scratch/../changed.diff"
+    # cargo-mutants takes an empty difference for a mistake.
+    [ -s "$scratch/../changed.diff" ] || { echo "src/core is as in $2: nothing to test"; exit; }
+    arguments+=(--in-diff "$scratch/../changed.diff")
+    shift 2
+  else
+    arguments+=("$1")
+    shift
+  fi
+done
+# In place: a copy would compile the dependencies again. Mutants that loop are stopped; ends with 2 if some
+# are missed, which are looked up below.
+cd "$scratch"
+code=0
+cargo mutants --in-place --no-shuffle --colors never --timeout 60 --output .. "${arguments[@]}" || code=$?
+[ "$code" -eq 0 ] || [ "$code" -eq 2 ] || [ "$code" -eq 3 ] || exit "$code"
+cd ../mutants.out
+echo "caught $(wc -l <caught.txt), missed $(wc -l <missed.txt), timeouts $(wc -l <timeout.txt)," \
+  "unviable $(wc -l <unviable.txt)"
+# Known by what they change, not by their line: that moves.
+unexplained=0
+while IFS= read -r mutant; do
+  [ -n "$mutant" ] || continue
+  what=$(sed -E 's/^([^:]*):[0-9]+:[0-9]+:/\1:/' <<<"$mutant")
+  if ! grep -qF "\`$what\`" "$root/tests/mutants.md"; then
+    echo "missed, and not explained in tests/mutants.md: $mutant"
+    unexplained=1
+  fi
+done <missed.txt
+exit "$unexplained"
