@@ -64,6 +64,16 @@ fn the_rules_read_no_clock_and_draw_no_chance() {
     none(&code.into_iter().filter(|at| !in_tests(at)).collect::<Vec<_>>());
 }
 
+/// The date is that of a record, of a first start, or of a file: whether a lease is held, and by whom, is the
+/// same on hosts whose clocks differ by hours, or are set while a worker runs.
+#[test]
+fn no_lease_depends_on_the_date() {
+    let dates = ["wall(", "clock::wall", "date(", "SystemTime"];
+    none(&offenders("core", &["wall(", "clock::wall", "date("], &["update("]));
+    let others = ["coordinator.rs", "upkeep.rs", "reader.rs", "health_file.rs"];
+    none(&offenders("worker", &dates, &others));
+}
+
 #[test]
 fn io_knows_no_worker() {
     none(&offenders("io", &["crate::worker", "crate::processing", "crate::config", "crate::local"], &[]));

@@ -12,6 +12,8 @@
 mod sim;
 
 use std::{
+    collections::BTreeMap,
+    fmt,
     sync::{
         Mutex, Once,
         atomic::{AtomicU64, Ordering},
@@ -90,7 +92,8 @@ fn random_fleets_keep_every_promise() {
             });
         }
     });
-    println!("{:?}", sum.into_inner().expect("no panic"));
+    println!("{}", sum.into_inner().expect("no panic"));
+    println!("the same again: SIM_FIRST={first} SIM_SEEDS={count} cargo test --test simulation random");
     let mut failed = failed.into_inner().expect("no panic");
     failed.sort_unstable();
     if let Some(seed) = failed.first() {
@@ -111,6 +114,7 @@ struct Sum {
     stolen_alive: u64,
     handed_over: u64,
     calls: u64,
+    faults: BTreeMap<String, u64>,
     /// And its seed.
     longest_recovery: (Duration, u64),
 }
@@ -126,7 +130,24 @@ impl Sum {
         self.stolen_alive += counts.stolen_alive;
         self.handed_over += counts.handed_over;
         self.calls += counts.calls;
+        for (kind, count) in &outcome.faults {
+            *self.faults.entry(kind.clone()).or_default() += count;
+        }
         self.longest_recovery = self.longest_recovery.max((outcome.recovered, seed));
+    }
+}
+
+impl fmt::Display for Sum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hours = self.simulated.as_secs_f64() / 3600.0;
+        writeln!(f, "{} seeds, {hours:.1} simulated hours, {} calls", self.seeds, self.calls)?;
+        writeln!(f, "{} records, {} deliveries", self.records, self.deliveries)?;
+        let (claims, handed_over, alive) = (self.claims, self.handed_over, self.stolen_alive);
+        writeln!(f, "{claims} claims: {handed_over} handed over, {alive} more from living holders")?;
+        let (longest, seed) = self.longest_recovery;
+        writeln!(f, "longest recovery after the last fault: {longest:?} (seed {seed})")?;
+        let faults: Vec<String> = self.faults.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+        write!(f, "faults: {}", faults.join(", "))
     }
 }
 

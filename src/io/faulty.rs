@@ -71,6 +71,7 @@ struct Plan {
     chances: BTreeMap<Op, Vec<(f64, Fault)>>,
     cut: bool,
     calls: BTreeMap<Op, u64>,
+    met: BTreeMap<&'static str, u64>,
     rng: StdRng,
 }
 
@@ -82,6 +83,7 @@ impl Faults {
             chances: BTreeMap::new(),
             cut: false,
             calls: BTreeMap::new(),
+            met: BTreeMap::new(),
             rng: StdRng::seed_from_u64(seed),
         })))
     }
@@ -114,6 +116,11 @@ impl Faults {
         self.lock().calls.get(&op).copied().unwrap_or(0)
     }
 
+    /// How many calls met a fault, by its kind.
+    pub fn met(&self) -> BTreeMap<&'static str, u64> {
+        self.lock().met.clone()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Plan> {
         // Plain data: a test that panicked elsewhere left it whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -123,23 +130,15 @@ impl Faults {
         self.lock().cut
     }
 
-    /// Counts a call and draws its fault.
+    /// Counts a call and its fault.
     fn meet(&self, op: Op) -> Option<Fault> {
         let mut plan = self.lock();
         *plan.calls.entry(op).or_default() += 1;
-        if plan.cut {
-            return Some(Fault::Unavailable);
+        let fault = plan.draw(op);
+        if let Some(fault) = fault {
+            *plan.met.entry(fault.kind()).or_default() += 1;
         }
-        if let Some(fault) = plan.script.get_mut(&op).and_then(VecDeque::pop_front) {
-            return Some(fault);
-        }
-        let Plan { chances, rng, .. } = &mut *plan;
-        let chances = chances.get(&op)?;
-        let mut drawn = rng.random_range(0.0..1.0);
-        chances.iter().find_map(|(probability, fault)| {
-            drawn -= probability;
-            (drawn < 0.0).then_some(*fault)
-        })
+        fault
     }
 
     /// Makes `call` with its fault, if it meets one.
@@ -168,6 +167,36 @@ impl Faults {
                 clock::sleep(delay).await;
                 if self.is_cut() { Err(E::unavailable("the reply was lost")) } else { reply }
             }
+        }
+    }
+}
+
+impl Plan {
+    fn draw(&mut self, op: Op) -> Option<Fault> {
+        if self.cut {
+            return Some(Fault::Unavailable);
+        }
+        if let Some(fault) = self.script.get_mut(&op).and_then(VecDeque::pop_front) {
+            return Some(fault);
+        }
+        let chances = self.chances.get(&op)?;
+        let mut drawn = self.rng.random_range(0.0..1.0);
+        chances.iter().find_map(|(probability, fault)| {
+            drawn -= probability;
+            (drawn < 0.0).then_some(*fault)
+        })
+    }
+}
+
+impl Fault {
+    fn kind(self) -> &'static str {
+        match self {
+            Self::Unavailable => "unavailable",
+            Self::Throttled => "throttled",
+            Self::Denied => "denied",
+            Self::LostReply => "reply lost",
+            Self::Delay(_) => "delayed",
+            Self::DelayedReply(_) => "reply delayed",
         }
     }
 }

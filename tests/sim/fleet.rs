@@ -6,6 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use bytes::Bytes;
 use kinesis_consumer::{
     Checkpoint, Config, Event, Report, ShardId, Worker, WorkerError, WorkerHandle,
     io::{
@@ -14,13 +15,16 @@ use kinesis_consumer::{
         memory::{MemoryLeaseStore, MemoryStream},
     },
 };
-use rand::{RngExt, SeedableRng, rngs::StdRng};
+use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::{
+    aggregate::aggregate,
+    faces::{self, Face},
     line::{Line, Network, Quality},
     observer::{Observer, Rules},
-    processor::{Factory, Seat, Temper},
+    processor::{Seat, Temper},
+    shards::aggregate_by,
     tap::Tap,
     trace::short,
 };
@@ -33,6 +37,12 @@ pub(crate) struct Setup {
     pub(crate) shards: usize,
     pub(crate) temper: Temper,
     pub(crate) recording: bool,
+    /// Each worker has one of these.
+    pub(crate) faces: Vec<Face>,
+    /// How many of the user's records are packed into one.
+    pub(crate) aggregated: u64,
+    /// The size of a record in bytes; 0 for the least.
+    pub(crate) payload: usize,
 }
 
 impl Setup {
@@ -47,7 +57,16 @@ impl Setup {
             shutdown_timeout: Duration::from_secs(5),
             ..Config::default()
         };
-        Self { seed, config, shards, temper: Temper::default(), recording: true }
+        Self {
+            seed,
+            config,
+            shards,
+            temper: Temper::default(),
+            recording: true,
+            faces: vec![Face::Processor],
+            aggregated: 1,
+            payload: 0,
+        }
     }
 }
 
@@ -89,6 +108,7 @@ pub(crate) struct World {
     network: Network,
     rng: StdRng,
     keys: BTreeMap<u32, u32>,
+    payload: Bytes,
     known: BTreeSet<ShardId>,
     /// Endings that nobody asked for.
     pub(crate) endings: Vec<(usize, Ending)>,
@@ -102,6 +122,7 @@ impl World {
             max_steals: setup.config.max_leases_to_steal_at_one_time.unwrap_or(usize::MAX),
             from_start: setup.config.initial_position == kinesis_consumer::InitialPosition::TrimHorizon,
         };
+        aggregate_by(setup.aggregated);
         let (stream, table) = (MemoryStream::new("stream", setup.shards), MemoryLeaseStore::new());
         let mut world = Self {
             observer: Arc::new(Observer::new(rules, setup.recording)),
@@ -115,12 +136,26 @@ impl World {
             network: Network::default(),
             rng: StdRng::seed_from_u64(setup.seed),
             keys: BTreeMap::new(),
+            payload: vec![0; setup.payload].into(),
             known: BTreeSet::new(),
             endings: Vec::new(),
             setup,
         };
         world.learn_shards();
         world
+    }
+
+    /// How many calls met a fault, by its kind.
+    pub(crate) fn faults_met(&self) -> BTreeMap<String, u64> {
+        let mut all = BTreeMap::new();
+        for instance in &self.instances {
+            for faults in [&instance.table_faults, &instance.stream_faults] {
+                for (kind, count) in faults.met() {
+                    *all.entry(format!("calls {kind}")).or_default() += count;
+                }
+            }
+        }
+        all
     }
 
     pub(crate) fn failover(&self) -> Duration {
@@ -162,14 +197,14 @@ impl World {
         let faulty = FaultySource::new(tap, stream_faults.clone());
         let stream = Line::new(faulty, seat.clone(), self.network.clone(), timeout, seed ^ 4);
         let (table_line, stream_line) = (table.quality(), stream.quality());
-        let worker = Worker::builder("app", "stream")
+        let face = *self.setup.faces.choose(&mut self.rng).expect("a face");
+        let builder = Worker::builder("app", "stream")
             .source(Arc::new(stream))
             .lease_store(Arc::new(table))
             .seed(seed)
             .freezer(&seat.freezer)
-            .config(Config { worker_id: Some(name.into()), ..config.clone() })
-            .build(Factory(seat.clone()))
-            .expect("a valid configuration");
+            .config(Config { worker_id: Some(name.into()), ..config.clone() });
+        let (worker, user) = faces::build(builder, face, &seat).expect("a valid configuration");
         let handle = worker.handle();
         let mut events = handle.events();
         let listener = seat.clone();
@@ -185,8 +220,8 @@ impl World {
                 }
             }
         });
-        observer.note(name, || "starts".into());
-        let task = self.runs.spawn(async move { (no, worker.run().await) });
+        observer.note(name, || format!("starts as {face:?}"));
+        let task = self.runs.spawn(async move { (no, tokio::join!(worker.run(), user).0) });
         let state = Life::Running;
         let instance =
             Instance { seat, handle, table_faults, stream_faults, table_line, stream_line, task, state };
@@ -316,11 +351,21 @@ impl World {
 
     pub(crate) fn put_key(&mut self, key: u32) -> ShardId {
         let in_key = self.keys.entry(key).or_default();
-        *in_key += 1;
-        let (shard, _) = self.stream.put(&format!("key-{key}"), in_key.to_string());
+        let (name, count) = (format!("key-{key}"), self.setup.aggregated);
+        let payload = |n: u64| match self.setup.payload {
+            0 => Bytes::from(n.to_string()),
+            _ => self.payload.clone(),
+        };
+        let numbers = u64::from(*in_key) + 1..=u64::from(*in_key) + count;
+        let payloads: Vec<Bytes> = numbers.map(payload).collect();
+        let data = if count == 1 { payloads[0].clone() } else { aggregate(&name, &payloads) };
+        let (shard, _) = self.stream.put(&name, data);
         let last = self.stream.records(&shard).pop().expect("the record");
         let arrived = last.arrived_at().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        self.observer.put(&shard, key, *in_key, arrived.as_millis() as u64);
+        for _ in 0..count {
+            *in_key += 1;
+            self.observer.put(&shard, key, *in_key, arrived.as_millis() as u64);
+        }
         shard
     }
 

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use kinesis_consumer::{Checkpoint, Config, LeaseKey, ShardId};
+use kinesis_consumer::{
+    Checkpoint, Config, LeaseKey, ShardId, WorkerError,
+    io::faulty::{Fault, Op},
+};
 
 use super::{
     fleet::{Life, Setup, World},
@@ -119,4 +122,99 @@ async fn a_lone_worker_with_room_for_one_lease_reads_a_line_of_splits_and_merges
         reads_everything(&mut world, 60 * SECOND).await;
         assert_eq!(world.instances[no].state, Life::Running);
     }
+}
+
+/// F7: the code of one worker blocks its thread, and with it everything else of that worker, for longer than its
+/// leases live. On one thread that is a worker that stands still in the middle of a call.
+#[tokio::test(start_paused = true)]
+async fn code_that_blocked_its_thread_past_its_leases_is_dropped_and_not_finished() {
+    for at in 0..10 {
+        let mut world = settled(Setup::new(580 + at, 4), 2).await;
+        world.temper(0, Temper { slow: 1500, ..Temper::default() });
+        world.put(40);
+        world.advance(Duration::from_millis(150 + 90 * at)).await;
+        world.freeze(0);
+        world.advance(5 * SECOND).await;
+        assert_eq!(owned(&world, "b"), 4, "taken over while it is blocked");
+        world.thaw(0);
+        reads_everything(&mut world, 10 * SECOND).await;
+        world.advance(5 * SECOND).await;
+        assert_eq!(owned(&world, "a"), 2, "it is a member again");
+        is_clean(&world);
+    }
+}
+
+/// F15: the stream is doubled while the parents have a long backlog.
+#[tokio::test(start_paused = true)]
+async fn children_of_lagging_parents_are_read_after_them_and_soon() {
+    let mut world = settled(Setup::new(15, 4), 2).await;
+    reads_everything(&mut world, SECOND).await;
+    (0..2).for_each(|no| world.instances[no].stream_faults.cut());
+    for _ in 0..180 {
+        world.put(20);
+        world.advance(10 * SECOND).await;
+    }
+    world.reshard(8);
+    world.put(200);
+    (0..2).for_each(|no| world.instances[no].stream_faults.heal());
+    reads_everything(&mut world, 10 * SECOND).await;
+}
+
+/// F16: the stream is deleted and made again under the same name while it is read.
+#[tokio::test(start_paused = true)]
+async fn rows_of_a_stream_that_was_made_again_are_left_as_they_are_and_new_workers_refused() {
+    let mut world = settled(Setup::new(16, 2), 2).await;
+    reads_everything(&mut world, SECOND).await;
+    world.advance(3 * SECOND).await;
+    let progress = |world: &World| -> Vec<_> {
+        world.table.rows().into_iter().map(|row| (row.key.clone(), row.checkpoint, row.stream)).collect()
+    };
+    let before = progress(&world);
+    world.stream.recreate(2);
+    world.advance(30 * SECOND).await;
+    assert_eq!(progress(&world), before, "nothing is finished, deleted, or begun anew");
+    let no = world.start("c");
+    assert!(world.until(10 * SECOND, |world| world.instances[no].state == Life::Over).await);
+    let (_, ending) = world.endings.pop().expect("it was not asked to stop");
+    assert!(matches!(ending, Err(WorkerError::WrongTable { .. })), "{ending:?}");
+    assert_eq!(progress(&world), before);
+    is_clean(&world);
+}
+
+/// F27: there is no leader. Whichever worker cannot list shards, or stands still, rows that are missing are made
+/// and read by the others.
+#[tokio::test(start_paused = true)]
+async fn no_single_worker_is_needed_to_mend_the_table() {
+    for broken in 0..3 {
+        let mut world = settled(Setup::new(27, 6), 3).await;
+        world.instances[broken].stream_faults.chance(Op::ListShards, 1.0, Fault::Unavailable);
+        world.delete_row(broken);
+        world.split(3);
+        world.put(40);
+        reads_everything(&mut world, 15 * SECOND).await;
+        world.freeze(broken);
+        world.delete_row(broken + 1);
+        world.put(40);
+        reads_everything(&mut world, 15 * SECOND).await;
+    }
+}
+
+/// What a worker reads ahead stays within its budget, whatever lies in the stream and however long its code takes.
+#[tokio::test(start_paused = true)]
+async fn a_worker_whose_code_stands_still_reads_ahead_within_its_memory_budget() {
+    const PAGE: u64 = 10 << 20;
+    let setup = Setup::new(19, 6);
+    let config = Config { memory_budget: PAGE as usize, stall_timeout: 30 * SECOND, ..setup.config };
+    let mut world = World::new(Setup { config, payload: 512 << 10, ..setup });
+    world.start("a");
+    world.temper(0, Temper { stuck: true, ..Temper::default() });
+    // Four pages for each shard.
+    world.put(6 * 80);
+    world.advance(20 * SECOND).await;
+    let read = world.observer.read_bytes(0);
+    // A page is a little less, and not all shards have the same.
+    assert!(read >= 5 * PAGE, "one page a shard is processed: {read}");
+    assert!(read <= 7 * PAGE, "one page a shard, and the budget: {read}");
+    world.temper(0, Temper::default());
+    reads_everything(&mut world, 60 * SECOND).await;
 }

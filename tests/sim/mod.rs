@@ -4,8 +4,11 @@
 //! worker -> Line (latency, time-outs) -> faults by seed -> Tap (the observer looks on) -> table, stream
 //! ```
 
+mod aggregate;
+pub(crate) mod faces;
 pub(crate) mod fleet;
 mod incidents;
+mod java;
 pub(crate) mod line;
 pub(crate) mod observer;
 pub(crate) mod processor;

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use kinesis_consumer::{Checkpoint, ClaimReason, HandOff, Lease, LeaseWrite, ShardId};
+use kinesis_consumer::{Checkpoint, ClaimReason, HandOff, Lease, LeaseWrite, ShardId, io::Page};
 use tokio::time::Instant;
 
 use super::{
@@ -164,6 +164,16 @@ impl Observer {
         row.rewound |= rewound;
     }
 
+    /// A worker that is not ours has processed these.
+    pub(crate) fn read_elsewhere(&self, who: &str, shard: &ShardId, first: u64, last: u64) {
+        self.lock().read_elsewhere(who, shard, first, last);
+    }
+
+    /// A worker that is not ours has marked the shard as ended.
+    pub(crate) fn ended_elsewhere(&self, shard: &ShardId) {
+        self.lock().shards.entry(shard.clone()).or_default().ended = true;
+    }
+
     // What workers do to the table.
 
     pub(crate) fn called(&self, seat: &Seat, name: &'static str) {
@@ -171,6 +181,11 @@ impl Observer {
         state.counts.calls += 1;
         *state.instances[seat.no].calls.entry(name).or_default() += 1;
         state.alive(seat, "makes a call");
+    }
+
+    pub(crate) fn read(&self, seat: &Seat, page: &Page) {
+        let bytes: usize = page.records.iter().map(|record| record.data().len()).sum();
+        self.lock().instances[seat.no].read_bytes += bytes as u64;
     }
 
     pub(crate) fn looks(&self, seat: &Seat) {
@@ -323,6 +338,11 @@ impl Observer {
     /// stop if it has nothing to add.
     pub(crate) fn is_rewound(&self, shard: &ShardId) -> bool {
         self.lock().rows.get(shard).is_some_and(|row| row.rewound)
+    }
+
+    /// How many bytes one instance has read.
+    pub(crate) fn read_bytes(&self, no: usize) -> u64 {
+        self.lock().instances[no].read_bytes
     }
 
     /// How many shards one instance works on.

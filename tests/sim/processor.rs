@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use kinesis_consumer::{
     Batch, CheckpointError, Drain, Drained, EndOfShard, Failure, Freezer, LeaseLost, Position,
     ProcessorFactory, RecordProcessor, ShardContext, ShardDone, ShardId, ShardStart, Verdict, io::BoxError,
@@ -41,6 +42,8 @@ pub(crate) struct Temper {
     pub(crate) halves: f64,
     /// Asks for a durable checkpoint.
     pub(crate) durable: f64,
+    /// Prepares a checkpoint, and mostly commits it.
+    pub(crate) prepares: f64,
     /// Fails on every record of the shard with this number.
     pub(crate) poison: Option<u64>,
     /// Never returns.
@@ -79,7 +82,7 @@ impl Seat {
     }
 
     /// What can happen in any call.
-    async fn act(&self) -> Result<(), Failure> {
+    pub(crate) async fn act(&self) -> Result<(), Failure> {
         let temper = self.temper();
         if temper.stuck {
             std::future::pending::<()>().await;
@@ -180,6 +183,19 @@ impl Processor {
             self.done(batch.first(), batch.last());
             match context.checkpoint(batch.last()).await {
                 Ok(()) | Err(CheckpointError::Unavailable(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if self.later.is_empty() && seat.chance(temper.prepares) {
+            match context.prepare(batch.last(), Bytes::from_static(b"state")).await {
+                Ok(prepared) if seat.chance(0.7) => {
+                    self.done(batch.first(), batch.last());
+                    match prepared.commit().await {
+                        Ok(()) | Err(CheckpointError::Unavailable(_)) => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+                Ok(_) | Err(CheckpointError::Unavailable(_)) => {}
                 Err(error) => return Err(error.into()),
             }
         }

@@ -68,6 +68,7 @@ pub(super) struct Instance {
     pub(super) name: String,
     pub(super) over: bool,
     pub(super) calls: BTreeMap<&'static str, u64>,
+    pub(super) read_bytes: u64,
     pub(super) steals_since_look: usize,
     pub(super) processors: BTreeMap<ShardId, usize>,
 }
@@ -270,6 +271,22 @@ impl State {
         };
         if let Some(late) = late {
             self.violate(&seat.name, format!("{what} {shard} {late}"));
+        }
+    }
+
+    pub(super) fn read_elsewhere(&mut self, who: &str, shard: &ShardId, first: u64, last: u64) {
+        self.note(who, || format!("is done with {} {first}..={last}", short(shard.as_str())));
+        let log = self.shards.entry(shard.clone()).or_default();
+        let mut wrong = Vec::new();
+        for number in first..=last {
+            wrong.extend(log.deliver(number, first - 1).err());
+            log.ack(number);
+            if let Some((key, in_key)) = log.in_key(number) {
+                wrong.extend(self.keys.deliver(key, in_key).err());
+            }
+        }
+        for why in wrong {
+            self.violate(who, format!("read {shard} {first}..={last}, but {why}"));
         }
     }
 

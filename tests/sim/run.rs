@@ -6,12 +6,13 @@ use kinesis_consumer::{Checkpoint, OnShutdown, WorkerError, io::faulty::Op};
 use tokio::time::Instant;
 
 use super::{
+    faces::Face,
     fleet::{Life, World},
     line::Quality,
     observer::{Calls, Counts},
     processor::Temper,
     script::{Back, Door, Script, Step},
-    shards::number,
+    shards::{aggregated, number},
     trace::Trace,
 };
 
@@ -24,6 +25,8 @@ pub(crate) struct Outcome {
     /// How long after the last fault everything was read.
     pub(crate) recovered: Duration,
     pub(crate) simulated: Duration,
+    /// Faults by kind: calls that met one, and what else was done to the fleet.
+    pub(crate) faults: BTreeMap<String, u64>,
 }
 
 /// Runs a script on a runtime of its own.
@@ -45,6 +48,10 @@ pub(crate) async fn play(script: &Script, recording: bool, prepare: impl FnOnce(
     if player.world.observer.violations().is_empty() {
         recovered = player.finale(script).await;
     }
+    let mut faults = player.world.faults_met();
+    for (_, step) in &script.steps {
+        *faults.entry(step.kind()).or_default() += 1;
+    }
     let (observer, simulated) = (player.world.observer.clone(), start.elapsed());
     let left = player.world.close().await;
     if left > 0 && observer.violations().is_empty() {
@@ -56,6 +63,7 @@ pub(crate) async fn play(script: &Script, recording: bool, prepare: impl FnOnce(
         counts: observer.counts(),
         recovered,
         simulated,
+        faults,
     }
 }
 
@@ -325,7 +333,12 @@ impl Player {
         let batches: usize =
             self.world.observer.unread().iter().map(|(_, count, _)| count.div_ceil(most) + 1).sum();
         let each = Duration::from_millis(210) + Duration::from_millis(script.setup.temper.slow);
-        each * u32::try_from(batches).expect("few")
+        // A closure takes as long for each record as others for each batch.
+        let one_by_one = script.setup.faces.contains(&Face::Each);
+        let records: usize = self.world.observer.unread().iter().map(|(_, count, _)| count).sum();
+        let records = if one_by_one { records } else { 0 };
+        let slow = Duration::from_millis(self.world.setup.temper.slow);
+        each * u32::try_from(batches).expect("few") + slow * u32::try_from(records).expect("few")
     }
 
     /// A process that ended because another has its id leaves the fleet too small for its limits.
@@ -453,7 +466,7 @@ impl Player {
                 let held = format!("{} still has a holder after a clean stop: {:?}", row.key, row.holder());
                 self.world.observer.violate("fleet", held);
             }
-            let last = self.world.stream.records(&row.key.shard()).len() as u64;
+            let last = self.world.stream.records(&row.key.shard()).len() as u64 * aggregated();
             let stored = match &row.checkpoint {
                 Checkpoint::At(position) => number(position),
                 _ => 0,

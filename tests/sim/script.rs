@@ -8,6 +8,7 @@ use kinesis_consumer::{Config, InitialPosition, OnShutdown, io::faulty::Fault};
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
 use super::{
+    faces::Face,
     fleet::{Edit, Setup},
     line::Quality,
     processor::Temper,
@@ -73,6 +74,14 @@ pub(crate) enum Step {
     EditRow(usize, Edit),
 }
 
+impl Step {
+    /// Its name.
+    pub(crate) fn kind(&self) -> String {
+        let text = format!("{self:?}");
+        text.split([' ', '(', '{']).next().unwrap_or_default().to_lowercase()
+    }
+}
+
 /// How a worker comes back.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Back {
@@ -105,6 +114,7 @@ impl fmt::Display for Script {
         let Self { setup, workers, rate, length, steps } = self;
         let (records, every) = rate;
         writeln!(f, "{workers} workers, {} shards, {records} records every {every} ms", setup.shards)?;
+        writeln!(f, "{:?}, {} records in one", setup.faces, setup.aggregated)?;
         writeln!(f, "{:?}\n{:?}", setup.config, setup.temper)?;
         for (at, step) in steps {
             writeln!(f, "{:>5}.{:03}  {step:?}", at / 1000, at % 1000)?;
@@ -172,8 +182,16 @@ impl Script {
         let slow = if rng.random_bool(0.5) { rng.random_range(0..300) } else { 0 };
         let later = if rng.random_bool(0.2) { rng.random_range(0.0..1.0) } else { 0.0 };
         let durable = if rng.random_bool(0.2) { rng.random_range(0.0..1.0) } else { 0.0 };
-        let temper = Temper { slow, later, durable, ..Temper::default() };
-        let setup = Setup { seed, config, shards, temper, recording: false };
+        let prepares = if rng.random_bool(0.2) { rng.random_range(0.0..1.0) } else { 0.0 };
+        let temper = Temper { slow, later, durable, prepares, ..Temper::default() };
+        let faces = match rng.random_range(0..8) {
+            0 => vec![Face::Each],
+            1 => vec![Face::Pull],
+            2 => vec![Face::Processor, Face::Each, Face::Pull],
+            _ => vec![Face::Processor],
+        };
+        let aggregated = if rng.random_bool(0.2) { rng.random_range(2..=5) } else { 1 };
+        let setup = Setup { faces, aggregated, recording: false, config, temper, ..Setup::new(seed, shards) };
         let rate = (rng.random_range(1..=5), rng.random_range(50..=500));
         Self { setup, workers, rate, length, steps }
     }
@@ -259,7 +277,7 @@ fn temper(failover: u64, rng: &mut impl Rng) -> Temper {
         1 => Temper { fails: chance, ..Temper::default() },
         2 => Temper { panics: chance / 3.0, slow: slow / 10, ..Temper::default() },
         3 => Temper { gives_up: chance / 3.0, ..Temper::default() },
-        4 => Temper { later: chance, slow, ..Temper::default() },
+        4 => Temper { later: chance, prepares: chance / 2.0, slow, ..Temper::default() },
         5 => Temper { halves: chance, durable: chance, slow: slow / 10, ..Temper::default() },
         _ => Temper { stuck: true, ..Temper::default() },
     }

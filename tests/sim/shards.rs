@@ -1,13 +1,31 @@
 //! The stream as the observer knows it: lineage, every record, and what became of each.
 
-use std::collections::BTreeMap;
+use std::{cell::Cell, collections::BTreeMap};
 
 use kinesis_consumer::{Position, ShardId};
 
-/// The number of a record in its shard, from 1, as the stream in memory writes it into the sequence number.
+thread_local! {
+    /// How many of the user's records are in each record of the stream. Each world has a thread for itself.
+    static AGGREGATED: Cell<u64> = const { Cell::new(1) };
+}
+
+/// From now on each record of the stream holds so many of the user's.
+pub(crate) fn aggregate_by(count: u64) {
+    AGGREGATED.set(count);
+}
+
+/// How many of the user's records are in each record of the stream.
+pub(crate) fn aggregated() -> u64 {
+    AGGREGATED.get()
+}
+
+/// The number of a user's record in its shard, from 1: the stream in memory writes that of its own into the
+/// sequence number.
 pub(crate) fn number(position: &Position) -> u64 {
     let digits = position.sequence.as_str();
-    digits[digits.len().saturating_sub(30)..].parse().expect("digits")
+    let record: u64 = digits[digits.len().saturating_sub(30)..].parse().expect("digits");
+    // Before the first there is 0.
+    record.saturating_sub(1) * aggregated() + position.sub + record.min(1)
 }
 
 #[derive(Debug, Default)]

@@ -111,6 +111,8 @@ impl RecordSource for Tap<dyn RecordSource> {
     }
 
     async fn read(&self, shard: &ShardId, from: &ShardIterator, limit: usize) -> Result<Page, SourceError> {
-        self.inner.read(shard, from, limit).await
+        let page = self.inner.read(shard, from, limit).await?;
+        self.seat.observer.read(&self.seat, &page);
+        Ok(page)
     }
 }
