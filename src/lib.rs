@@ -55,13 +55,14 @@ pub use crate::{
         },
         record::{Batch, Record},
         shard::{ChildShard, HashKeyRange, InvalidSequenceNumber, Position, SequenceNumber, Shard, ShardId},
+        trace_context::TraceContext,
     },
     error::{BuildError, CheckpointError, Failure, InvalidField, LeaseLost, WorkerError},
     processing::each::Ordering,
     worker::{
         Acks, Assignments, Drain, Drained, EndOfShard, Event, Events, HeldShard, Prepared, ProcessorFactory,
-        RecordProcessor, Report, SecondSignal, ShardContext, ShardDone, ShardEvent, ShardStart, Verdict,
-        Worker, WorkerBuilder, WorkerHandle, shutdown_signal,
+        RecordProcessor, Report, SecondSignal, ShardContext, ShardDone, ShardEvent, ShardStart, Tracing,
+        Verdict, Worker, WorkerBuilder, WorkerHandle, shutdown_signal,
     },
 };
 

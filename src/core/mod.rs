@@ -19,4 +19,5 @@ pub(crate) mod shard_sync;
 #[cfg(test)]
 pub(crate) mod testdata;
 pub(crate) mod throughput;
+pub(crate) mod trace_context;
 pub(crate) mod watermark;

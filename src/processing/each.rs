@@ -43,7 +43,7 @@ where
                 let acks = context.acks();
                 for record in batch {
                     let position = record.position().clone();
-                    (self.handler)(record).await?;
+                    context.trace(record, &*self.handler).await?;
                     // One by one: after a failure only the rest comes again.
                     acks.ack(&position);
                 }

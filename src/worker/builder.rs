@@ -23,6 +23,7 @@ use crate::{
         metered::Metered,
         processor::{ProcessorFactory, ShardStart},
         pulled,
+        spans::{Tracer, Tracing},
     },
 };
 #[cfg(feature = "cloudwatch")]
@@ -43,6 +44,8 @@ pub struct WorkerBuilder {
     cloudwatch: Option<aws_sdk_cloudwatch::Client>,
     sinks: Vec<Arc<dyn MetricsSink>>,
     seed: Option<u64>,
+    tracing: Option<Tracing>,
+    by_record: bool,
     gate: Gate,
 }
 
@@ -60,6 +63,8 @@ impl WorkerBuilder {
             cloudwatch: None,
             sinks: Vec::new(),
             seed: None,
+            tracing: None,
+            by_record: false,
             gate: Gate::default(),
         }
     }
@@ -124,6 +129,12 @@ impl WorkerBuilder {
         self
     }
 
+    /// Makes spans of the work on records, joined to those of the producers. Default: none.
+    pub fn tracing(mut self, tracing: Tracing) -> Self {
+        self.tracing = Some(tracing);
+        self
+    }
+
     /// Lets a test freeze the worker.
     #[cfg(any(test, feature = "test-util"))]
     pub fn freezer(mut self, freezer: &crate::worker::Freezer) -> Self {
@@ -136,12 +147,13 @@ impl WorkerBuilder {
     ///
     /// # Errors
     /// [`BuildError`] names every field that cannot work.
-    pub fn each<H, Fut>(self, ordering: Ordering, handler: H) -> Result<Worker, BuildError>
+    pub fn each<H, Fut>(mut self, ordering: Ordering, handler: H) -> Result<Worker, BuildError>
     where
         H: Fn(Record) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<(), Failure>> + Send + 'static,
     {
         let handler = Arc::new(handler);
+        self.by_record = true;
         self.build(move |_: ShardStart| {
             let processor = Each::new(ordering, handler.clone());
             async move { Ok(processor) }
@@ -208,6 +220,8 @@ impl WorkerBuilder {
         }
         let mut rng = self.seed.map_or_else(entropy, StdRng::seed_from_u64);
         let timeout = self.config.call_timeout();
+        // Spans name the stream, also where an ARN was given.
+        let stream = self.stream.rsplit('/').next().unwrap_or_default().to_owned();
         let source = match (self.source, self.kinesis) {
             (Some(source), _) => source,
             (None, Some(client)) => {
@@ -224,6 +238,10 @@ impl WorkerBuilder {
             Some(id) => WorkerId::from(id.as_str()),
             None => default_worker_id(&mut rng),
         };
+        let tracer = self.tracing.map(|tracing| {
+            let (application, worker) = (self.application.clone(), me.to_string());
+            Arc::new(Tracer { tracing, stream, application, worker, by_record: self.by_record })
+        });
         let max_age = self.config.max_health_age();
         let health_file =
             self.config.health_file.clone().map(|path| HealthFile { path, worker: me.to_string(), max_age });
@@ -250,6 +268,7 @@ impl WorkerBuilder {
             meter,
             table,
             vitals: Vitals::new(max_age),
+            tracer,
             health_file,
             config: Arc::new(self.config),
             source,

@@ -48,6 +48,7 @@ use crate::{
         reader,
         renewer::cause,
         shard_link::ShardLink,
+        spans::Tracer,
         startup,
     },
 };
@@ -77,6 +78,7 @@ pub(super) struct Parts {
     pub(super) store: Arc<dyn LeaseStore>,
     pub(super) delivery: Delivery,
     pub(super) vitals: Vitals,
+    pub(super) tracer: Option<Arc<Tracer>>,
     pub(super) health_file: Option<HealthFile>,
     pub(super) meter: Arc<Meter>,
     pub(super) events: Sender,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use rand::{SeedableRng, rngs::StdRng};
-use tracing::{error, info, warn};
+use tracing::{Instrument, Span, error, info, warn};
 
 use crate::{
     clock,
@@ -16,6 +16,7 @@ use crate::{
         faults::Faults,
         processor::{Drain, EndOfShard, ProcessorFactory, RecordProcessor, ShardContext, Verdict},
         shard::{Shard, ShardEvent},
+        spans,
     },
 };
 
@@ -107,7 +108,12 @@ impl Driver {
         loop {
             link.set_in_call(true);
             let began = clock::now();
-            let processed = link.held.guard(processor.process(left.clone(), &self.context)).await;
+            let span = link.tracer.as_ref().map_or_else(Span::none, |tracer| tracer.process_batch(&left));
+            let work = processor.process(left.clone(), &self.context).instrument(span.clone());
+            let processed = link.held.guard(work).await;
+            if let Ok(Err(failure)) = &processed {
+                spans::failed(&span, failure);
+            }
             link.set_in_call(false);
             let failure = match processed {
                 Err(why) => return Some(DriverEnd::Lost(why)),

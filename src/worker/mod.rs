@@ -22,6 +22,7 @@ mod reporter;
 mod shard;
 mod shard_link;
 mod signal;
+mod spans;
 mod startup;
 
 use std::{
@@ -51,6 +52,7 @@ pub use self::{
     },
     shard::{Shard as HeldShard, ShardEvent},
     signal::{SecondSignal, shutdown_signal},
+    spans::Tracing,
 };
 use crate::{
     core::{health::Health, shard::ShardId},

@@ -7,17 +7,18 @@ use std::{collections::BTreeSet, future::Future, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use tokio::select;
+use tracing::Instrument;
 
 use crate::{
     clock,
     core::{
-        record::Batch,
+        record::{Batch, Record},
         shard::{Position, ShardId},
         shard_sync,
     },
     error::{CheckpointError, Failure, LeaseLost},
     io::{BoxError, LeaseError},
-    worker::{shard::End, shard_link::ShardLink},
+    worker::{shard::End, shard_link::ShardLink, spans},
 };
 
 /// Processes the records of one shard, as long as this worker holds its lease.
@@ -158,6 +159,22 @@ impl ShardContext {
     pub async fn prepare(&self, at: &Position, state: Bytes) -> Result<Prepared, CheckpointError> {
         self.link.prepare(at, state).await?;
         Ok(Prepared { link: self.link.clone(), at: at.clone() })
+    }
+
+    /// Lets `handler` work on one record, in a span of its own if there are to be any.
+    pub(crate) async fn trace<H, Fut>(&self, record: Record, handler: &H) -> Result<(), Failure>
+    where
+        H: Fn(Record) -> Fut,
+        Fut: Future<Output = Result<(), Failure>>,
+    {
+        let Some(tracer) = &self.link.tracer else { return handler(record).await };
+        let span = tracer.process_record(&record);
+        let work = span.in_scope(|| handler(record));
+        let result = work.instrument(span.clone()).await;
+        if let Err(failure) = &result {
+            spans::failed(&span, failure);
+        }
+        result
     }
 
     /// Says that the work goes on: for what takes longer than `health_max_age` without an acknowledgement, in

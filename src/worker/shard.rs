@@ -139,6 +139,9 @@ impl Shard {
                     Some(Fetched::Batch(batch, permit)) => {
                         self.in_hand = permit;
                         self.link.deliver(&batch);
+                        if let Some(tracer) = &self.link.tracer {
+                            tracer.polled(&batch);
+                        }
                         return ShardEvent::Batch(batch);
                     }
                     Some(Fetched::End(end)) => self.end = Some(end),

@@ -14,6 +14,7 @@ use std::{
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span};
 
 use crate::{
     clock,
@@ -31,6 +32,7 @@ use crate::{
         faults::FaultLogs,
         held_lease::{HeldLease, WriteError},
         meter::ShardMeter,
+        spans::Tracer,
     },
 };
 
@@ -64,6 +66,7 @@ pub(super) struct ShardLink {
     pub(super) records: AtomicU64,
     terms: Terms,
     pub(super) fault_logs: FaultLogs,
+    pub(super) tracer: Option<Arc<Tracer>>,
 }
 
 /// How a lease is kept.
@@ -139,7 +142,18 @@ impl ShardLink {
             records: AtomicU64::new(0),
             terms,
             fault_logs: FaultLogs::default(),
+            tracer: None,
         }
+    }
+
+    /// Makes spans of the work on the shard.
+    pub(super) fn with_tracer(self, tracer: Option<Arc<Tracer>>) -> Self {
+        Self { tracer, ..self }
+    }
+
+    /// The span of a checkpoint's write.
+    fn settle(&self) -> Span {
+        self.tracer.as_ref().map_or_else(Span::none, |tracer| tracer.settle(&self.shard))
     }
 
     /// Logs repeated faults together with the other shards of the worker.
@@ -329,7 +343,7 @@ impl ShardLink {
     /// Writes the watermark, once, if it is ahead of the row.
     pub(super) async fn flush(&self) -> Result<(), WriteError> {
         let Some(to) = self.unwritten() else { return Ok(()) };
-        self.held.write(|tenure| forward(tenure, &to)).await?;
+        self.held.write(|tenure| forward(tenure, &to)).instrument(self.settle()).await?;
         self.written(to);
         Ok(())
     }
@@ -342,7 +356,7 @@ impl ShardLink {
         if self.progress().stored >= to {
             return Ok(());
         }
-        self.persist(|tenure| forward(tenure, &to)).await?;
+        self.persist(|tenure| forward(tenure, &to)).instrument(self.settle()).await?;
         self.written(to);
         Ok(())
     }
@@ -359,7 +373,7 @@ impl ShardLink {
         self.check_range(at)?;
         self.ack_through(at);
         let to = Checkpoint::At(at.clone());
-        self.persist(|tenure| tenure.checkpoint(to.clone())).await?;
+        self.persist(|tenure| tenure.checkpoint(to.clone())).instrument(self.settle()).await?;
         self.written(to);
         Ok(())
     }
@@ -420,12 +434,14 @@ impl ShardLink {
     /// in our name and is marked as left. One that was asked for is handed over. The holding ends in any case.
     pub(super) async fn give_up(&self) -> Result<(), CheckpointError> {
         let (to, kept) = (self.unwritten(), self.is_kept());
+        let span = if to.is_some() { self.settle() } else { Span::none() };
         let result = self
             .persist_until(self.give_up_until(), |tenure| {
                 // The watermark may have been written meanwhile by a write in doubt.
                 let last = to.clone().filter(|to| *to > tenure.row().checkpoint);
                 if kept { tenure.leave(last) } else { tenure.release(last) }
             })
+            .instrument(span)
             .await;
         if let (Ok(()), Some(to)) = (&result, to) {
             self.written(to);
