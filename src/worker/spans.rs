@@ -206,7 +206,7 @@ mod otel {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, SystemTime};
+    use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
     use crate::core::shard::Position;
@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn without_a_subscriber_no_payload_is_looked_at() {
         let at = Position::at("1".parse().expect("digits"));
-        let record = Record::new("shardId-0".into(), at, "key", SystemTime::UNIX_EPOCH, "{}");
+        let record = Record::new("shardId-0".into(), at, "key", UNIX_EPOCH, "{}");
         let batch = Batch::new(vec![record.clone()], Duration::ZERO);
         for by_record in [true, false] {
             let tracer = Tracer {
