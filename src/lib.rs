@@ -31,6 +31,8 @@
 //!
 //! It does not decide what your records mean, how long your code may take, or when to scale.
 
+#[cfg(feature = "cli")]
+pub mod cli;
 mod clock;
 mod config;
 mod core;

@@ -1,4 +1,4 @@
-//! Imports go one way: worker -> io -> core, processing -> worker; AWS types only in `io` and the builder.
+//! Imports go one way: worker -> io -> core, processing -> worker, cli -> worker, io, core; AWS types only in `io` and the builder.
 
 use std::{fs, path::Path};
 
@@ -72,6 +72,19 @@ fn no_lease_depends_on_the_date() {
     none(&offenders("core", &["wall(", "clock::wall", "date("], &["update("]));
     let others = ["coordinator.rs", "upkeep.rs", "reader.rs", "health_file.rs", "reporter.rs"];
     none(&offenders("worker", &dates, &others));
+}
+
+#[test]
+fn nothing_knows_the_operators_tool() {
+    for layer in ["core", "io", "worker", "processing", "local"] {
+        none(&offenders(layer, &["crate::cli"], &[]));
+    }
+    none(&offenders("cli", &["crate::processing", "crate::local"], &[]));
+}
+
+#[test]
+fn the_tool_makes_aws_clients_in_one_place() {
+    none(&offenders("cli", &["aws_"], &["place.rs"]));
 }
 
 #[test]

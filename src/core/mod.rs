@@ -7,13 +7,19 @@ pub(crate) mod audit;
 pub(crate) mod backoff;
 pub(crate) mod balance;
 pub(crate) mod census;
+#[cfg(feature = "cli")]
+pub(crate) mod cost;
 pub(crate) mod health;
 pub(crate) mod lag;
 pub(crate) mod lease;
+#[cfg(feature = "cli")]
+pub(crate) mod lease_state;
 pub(crate) mod lease_view;
 pub(crate) mod metrics;
 pub(crate) mod pacing;
 pub(crate) mod record;
+#[cfg(feature = "cli")]
+pub(crate) mod reset;
 pub(crate) mod shard;
 pub(crate) mod shard_sync;
 #[cfg(test)]

@@ -271,6 +271,21 @@ pub(crate) fn deletable(seen: &Lease) -> (String, Item) {
     (unchanged(seen.counter, &mut values), values)
 }
 
+/// Frees a row of its owners and gives it another counter, whatever else it holds.
+#[cfg(feature = "cli")]
+pub(crate) fn fence(item: &mut Item, counter: u64) {
+    item.remove(OWNER);
+    item.remove(CHECKPOINT_OWNER);
+    item.insert(COUNTER.to_owned(), number(counter));
+}
+
+/// The condition that a row still has this counter, and its values.
+#[cfg(feature = "cli")]
+pub(crate) fn unchanged_since(counter: u64) -> (String, Item) {
+    let mut values = Item::new();
+    (unchanged(counter, &mut values), values)
+}
+
 /// The condition under which a row may be put: there is none yet.
 pub(crate) fn absent() -> String {
     format!("attribute_not_exists({KEY})")

@@ -10,6 +10,8 @@ mod dynamodb;
 pub mod faulty;
 mod kinesis;
 mod lease_item;
+#[cfg(feature = "cli")]
+pub(crate) mod lease_rows;
 #[cfg(any(test, feature = "test-util"))]
 pub mod memory;
 mod sdk_error;
