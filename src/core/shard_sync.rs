@@ -488,6 +488,10 @@ mod tests {
             for begin in [TRIM_HORIZON, LATEST] {
                 let made = removed_parents(&listed, &leases, begin, |_| false);
                 assert_eq!(numbers(&made), expected, "{case}");
+                assert!(made.iter().all(|lease| lease.counter == 0), "{case}");
+                let claimed = removed_parents(&listed, &leases, begin, |shard| *shard == id("1"));
+                let counter = |lease: &Lease| u64::from(lease.key.as_str() == "shardId-1");
+                assert!(claimed.iter().all(|lease| lease.counter == counter(lease)), "{case}");
                 assert!(made.iter().all(|lease| lease.checkpoint == Checkpoint::TrimHorizon));
             }
             assert_eq!(

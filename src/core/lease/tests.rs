@@ -348,6 +348,7 @@ fn each_kind_of_write_is_recognised_by_what_it_does_to_the_owner() {
     for (before, write) in [
         (tenure.row(), tenure.renewal()),
         (leaving.row(), leaving.renewal()),
+        (tenure.row(), tenure.leave(None).expect("no checkpoint")),
         (tenure.row(), tenure.release(None).expect("no checkpoint")),
         (leaving.row(), leaving.release(None).expect("no checkpoint")),
         (&free, free.claim(&(&a).into())),
