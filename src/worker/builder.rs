@@ -142,6 +142,13 @@ impl WorkerBuilder {
         self
     }
 
+    /// Notes what is handed to the user's code.
+    #[cfg(any(test, feature = "test-util"))]
+    pub(crate) fn deliveries(mut self, deliveries: &crate::testing::Deliveries) -> Self {
+        self.gate.deliveries = Some(deliveries.clone());
+        self
+    }
+
     /// A worker that calls `handler` for each record, in the order that `ordering` promises. A record is
     /// done when the handler returns `Ok`; on an error it comes again, after a delay.
     ///

@@ -1,17 +1,32 @@
-//! Freezing a worker: what SIGSTOP, a paused virtual machine or a starved process does to it.
+//! What tests do to a worker. Freezing it: what SIGSTOP, a paused virtual machine or a starved process does to it.
 //!
 //! Every task of a worker is polled through its gate. Without the feature `test-util` the gate is nothing.
 
 use std::future::Future;
+
+use crate::core::record::Batch;
 
 /// What the tasks of one worker are polled through.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Gate {
     #[cfg(any(test, feature = "test-util"))]
     pub(super) freezer: Freezer,
+    /// What was handed to the user's code, for tests that ask.
+    #[cfg(any(test, feature = "test-util"))]
+    pub(super) deliveries: Option<crate::testing::Deliveries>,
 }
 
 impl Gate {
+    /// Notes that a batch is handed to the user's code.
+    pub(super) fn delivered(&self, batch: &Batch) {
+        #[cfg(any(test, feature = "test-util"))]
+        if let Some(deliveries) = &self.deliveries {
+            deliveries.add(batch);
+        }
+        #[cfg(not(any(test, feature = "test-util")))]
+        let _ = batch;
+    }
+
     /// Runs `work`, but not while the worker is frozen.
     pub(super) fn pass<F: Future>(&self, work: F) -> impl Future<Output = F::Output> + use<F> {
         #[cfg(any(test, feature = "test-util"))]

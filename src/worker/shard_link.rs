@@ -30,6 +30,7 @@ use crate::{
     io::LeaseStore,
     worker::{
         faults::FaultLogs,
+        freeze::Gate,
         held_lease::{HeldLease, WriteError},
         meter::ShardMeter,
         spans::Tracer,
@@ -67,6 +68,7 @@ pub(super) struct ShardLink {
     terms: Terms,
     pub(super) fault_logs: FaultLogs,
     pub(super) tracer: Option<Arc<Tracer>>,
+    gate: Gate,
 }
 
 /// How a lease is kept.
@@ -143,7 +145,13 @@ impl ShardLink {
             terms,
             fault_logs: FaultLogs::default(),
             tracer: None,
+            gate: Gate::default(),
         }
+    }
+
+    /// Notes what is delivered, for tests.
+    pub(super) fn with_gate(self, gate: Gate) -> Self {
+        Self { gate, ..self }
     }
 
     /// Makes spans of the work on the shard.
@@ -185,6 +193,7 @@ impl ShardLink {
     /// Counts the records of a batch that the user's code sees, again or for the first time.
     pub(super) fn count(&self, batch: &Batch) {
         self.records.fetch_add(batch.records().len() as u64, Ordering::Relaxed);
+        self.gate.delivered(batch);
     }
 
     /// The user's code begins or goes on to work, or has nothing to do, or waits with our knowledge.

@@ -191,7 +191,8 @@ impl Coordinator {
         let meter = parts.meter.taken(&claim.key, &row.key.shard());
         let link = ShardLink::new(held, &row, parts.store.clone(), meter, terms)
             .with_fault_logs(self.fault_logs.clone())
-            .with_tracer(parts.tracer.clone());
+            .with_tracer(parts.tracer.clone())
+            .with_gate(parts.gate.clone());
         let link = Arc::new(link);
         self.links.insert(claim.key.clone(), link.clone());
         parts.vitals.hold(claim.key.clone(), &link);
