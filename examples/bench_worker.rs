@@ -1,8 +1,8 @@
 //! A worker for side-by-side runs with other consumers: all settings come from the environment, each event
 //! is one line, `<milliseconds since process start> EVENT details`.
 //!
-//! Environment: `STREAM`, `APP` (application and lease table), `WORKER` (id), `KINESIS`, `DYNAMODB`
-//! (endpoint URLs; without them AWS), `FAILOVER_MS`, `IDLE_MS`, `MAX_RECORDS`, `STEAL`, `MAX_LEASES`,
+//! Environment: `STREAM`, `APP` (application and lease table), `WORKER` (id), `KINESIS`, `DYNAMODB`,
+//! `CLOUDWATCH` (endpoint URLs; without them AWS), `METRICS` (1 = publish), `FAILOVER_MS`, `IDLE_MS`, `MAX_RECORDS`, `STEAL`, `MAX_LEASES`,
 //! `POSITION` (TRIM_HORIZON | LATEST), `CHECKPOINT` (batch | none), `WANT` (records after which to say
 //! DONE), `EXIT` (0 = go on after DONE), `LATENCY` (1 = payloads begin with the time of the put in
 //! milliseconds), `RECORDS` (a file to which each record is appended as one line).
@@ -209,7 +209,13 @@ async fn main() -> Result<(), BoxError> {
         max_leases_to_steal_at_one_time: set("STEAL"),
         ..defaults
     };
-    let worker = Worker::builder(text("APP", "app"), text("STREAM", "s"))
+    let mut worker = Worker::builder(text("APP", "app"), text("STREAM", "s"));
+    if text("METRICS", "") == "1" {
+        let mut cloudwatch = aws_sdk_cloudwatch::config::Builder::from(&aws);
+        cloudwatch.set_endpoint_url(set("CLOUDWATCH"));
+        worker = worker.cloudwatch(aws_sdk_cloudwatch::Client::from_conf(cloudwatch.build()));
+    }
+    let worker = worker
         .kinesis(aws_sdk_kinesis::Client::from_conf(kinesis.build()))
         .dynamodb(aws_sdk_dynamodb::Client::from_conf(dynamodb.build()))
         .config(config)

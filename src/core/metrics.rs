@@ -5,6 +5,8 @@
 //! `testdata/kcl_metrics.txt` lists all of the KCL's, and why some are not here.
 
 pub(crate) mod buffer;
+#[cfg(feature = "otel")]
+pub(crate) mod otel_name;
 pub(crate) mod schedule;
 pub(crate) mod statistics;
 

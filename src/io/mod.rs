@@ -14,6 +14,10 @@ mod lease_item;
 pub(crate) mod lease_rows;
 #[cfg(any(test, feature = "test-util"))]
 pub mod memory;
+#[cfg(feature = "otel")]
+mod otel;
+#[cfg(feature = "prometheus")]
+mod prometheus;
 mod sdk_error;
 
 use std::{
@@ -33,6 +37,10 @@ use crate::core::{
 
 #[cfg(feature = "cloudwatch")]
 pub use self::cloudwatch::CloudWatchSink;
+#[cfg(feature = "otel")]
+pub use self::otel::OtelSink;
+#[cfg(feature = "prometheus")]
+pub use self::prometheus::PrometheusSink;
 pub use self::{dynamodb::DynamoDbLeaseStore, kinesis::KinesisSource};
 
 /// A cause that is not part of this crate's interface, for example an error of the AWS SDK.
