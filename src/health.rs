@@ -12,7 +12,7 @@
 //!
 //! | where | probe |
 //! |---|---|
-//! | an image without a shell | `consumer healthcheck --file /run/health`, by [`cli`] |
+//! | an image without a shell | `consumer healthcheck --file /run/health`, by [`cli`](fn@cli) |
 //! | an image with `find`, GNU's or BusyBox's | `test -n "$(find /run -maxdepth 1 -name health -mmin -1)"` |
 //! | your own code | [`check`], or [`WorkerHandle::health`](crate::WorkerHandle::health) |
 

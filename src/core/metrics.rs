@@ -4,10 +4,12 @@
 //! dashboards and alarms go on working; rows that the KCL does not have are marked as ours.
 //! `testdata/kcl_metrics.txt` lists all of the KCL's, and why some are not here.
 
+#[cfg(feature = "cloudwatch")]
 pub(crate) mod buffer;
 #[cfg(feature = "otel")]
 pub(crate) mod otel_name;
 pub(crate) mod schedule;
+#[cfg(feature = "cloudwatch")]
 pub(crate) mod statistics;
 
 use std::sync::Arc;

@@ -93,7 +93,8 @@ async fn a_lease_at_rest_costs_twelve_writes_a_minute_and_they_spread_over_time(
 #[tokio::test(start_paused = true)]
 async fn a_busy_lease_costs_one_write_in_its_checkpoint_interval_and_they_spread_over_time() {
     let (a_minute, most) = writes_of_16_leases(400).await;
-    assert!(a_minute <= 12.0, "{a_minute} a lease a minute");
+    // Five minutes hold 60 intervals of 5 s, and may begin and end with a write.
+    assert!(a_minute <= 61.0 / 5.0, "{a_minute} a lease a minute");
     assert!(most <= 6, "{most} at once");
 }
 
