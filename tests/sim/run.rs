@@ -441,7 +441,9 @@ impl Player {
                     format!("looked {looked} times in {window:?} at rest, at most {most_looks}"),
                 );
             }
-            let most = (most_looks + held * (renewals + reads)).ceil();
+            // Shards that ended within the window are held no more; they were read, and their rows cleaned up.
+            let ended = (made.of("create") + made.of("delete")) as f64;
+            let most = (most_looks + (held + ended) * (renewals + reads) + ended).ceil();
             if calls as f64 > most {
                 self.world
                     .observer
