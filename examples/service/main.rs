@@ -13,6 +13,7 @@
 //!
 //! Exit codes: 0 stopped in order, 1 could not go on, 2 the settings are wrong.
 
+mod exposition;
 mod kcl_names;
 mod settings;
 
@@ -21,10 +22,13 @@ use std::{
     error::Error,
     io::{self, Write},
     process::ExitCode,
+    sync::Arc,
 };
 
 use aws_config::{BehaviorVersion, SdkConfig};
-use kinesis_consumer::{Ordering, Record, Worker, health, shutdown_signal};
+use kinesis_consumer::{
+    BuildError, Ordering, Record, Worker, health, metrics::PrometheusSink, shutdown_signal,
+};
 use settings::{LogFormat, Settings};
 use tracing::{error, info};
 use tracing_subscriber::EnvFilter;
@@ -45,10 +49,11 @@ async fn handle(record: Record, print: bool) -> Result<(), io::Error> {
     Ok(())
 }
 
-fn worker(settings: &Settings, aws: &SdkConfig) -> Result<Worker, kinesis_consumer::BuildError> {
+fn worker(settings: &Settings, aws: &SdkConfig, metrics: &PrometheusSink) -> Result<Worker, BuildError> {
     let print = settings.service.print_records;
     Worker::builder(&settings.service.application, &settings.service.stream)
         .aws(aws)
+        .metrics(Arc::new(metrics.clone()))
         .config(settings.worker.clone())
         .each(Ordering::Shard, move |record| async move { Ok(handle(record, print).await?) })
 }
@@ -88,9 +93,14 @@ async fn consume() -> Result<ExitCode, Box<dyn Error>> {
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
     let aws = aws_config::load_defaults(BehaviorVersion::latest()).await;
-    let worker = match worker(&settings, &aws) {
+    let metrics = PrometheusSink::new();
+    let worker = match worker(&settings, &aws, &metrics) {
         Ok(worker) => worker,
         Err(error) => return Ok(refused(&[error.to_string()])),
+    };
+    let _server = match settings.service.metrics_address {
+        Some(address) => Some(exposition::serve(address, metrics).await?),
+        None => None,
     };
     info!(
         application = settings.service.application,
@@ -109,7 +119,7 @@ fn show_settings() -> ExitCode {
         Err(problems) => return refused(&problems),
     };
     let nowhere = SdkConfig::builder().behavior_version(BehaviorVersion::latest()).build();
-    if let Err(error) = worker(&settings, &nowhere) {
+    if let Err(error) = worker(&settings, &nowhere, &PrometheusSink::new()) {
         return refused(&[error.to_string()]);
     }
     println!("{:#}", settings.to_json());

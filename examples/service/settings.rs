@@ -1,10 +1,10 @@
 //! What the service is told: a TOML file, as `consumer.toml` is one, and environment variables, which win over it.
 //!
 //! A setting `failover_time` of the file is `CONSUMER_FAILOVER_TIME` of the environment. The settings are those
-//! of [`Config`], and four of the service itself. A name that is none is refused, so that a typing error cannot
+//! of [`Config`], and five of the service itself. A name that is none is refused, so that a typing error cannot
 //! turn into a default; a name of the Java KCL is refused with the one to use.
 
-use std::{collections::BTreeMap, fs};
+use std::{collections::BTreeMap, fs, net::SocketAddr};
 
 use kinesis_consumer::Config;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -32,6 +32,8 @@ pub(crate) struct Service {
     pub(crate) stream: String,
     /// How log lines look. Default: text.
     pub(crate) log_format: LogFormat,
+    /// Where Prometheus finds `/metrics`, as in `0.0.0.0:9090`. Default: nowhere.
+    pub(crate) metrics_address: Option<SocketAddr>,
     /// Whether to print each record to standard output, one JSON object a line. Default: no.
     pub(crate) print_records: bool,
 }

@@ -37,7 +37,7 @@ def schema_findings(objects, version):
     for thing in objects:
         name = f"{thing.get('kind')} {thing.get('metadata', {}).get('name')}"
         try:
-            if thing["kind"] in OWN_SCHEMAS and thing["apiVersion"].partition("/")[0].endswith(".sh"):
+            if thing["kind"] in OWN_SCHEMAS:
                 jsonschema.validate(thing, OWN_SCHEMAS[thing["kind"]])
             else:
                 kubernetes_validate.validate(thing, version, strict=True)
@@ -105,6 +105,7 @@ def findings(objects):
     yield from image(r)
     yield from scaling(r, config)
     if config:
+        yield from monitoring(r, config)
         yield from probes(r, config)
         yield from shutdown(r, config)
         yield from memory(r, config)
@@ -152,6 +153,10 @@ def security(r):
     yield from (f"security: the pod {what}" for holds, what in wanted if not holds)
     for policy in r.of_kind("NetworkPolicy"):
         out = {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]}
+        into = {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]}
+        ports = {port["containerPort"] for port in r.container.get("ports", [])}
+        if into != ports:
+            yield f"network: lets in {sorted(into)}, and the pod serves {sorted(ports)}"
         if not {53, 80, 443} <= out or "Egress" not in policy["spec"]["policyTypes"]:
             yield "network: names, the Pod Identity agent and AWS must be in reach"
 
@@ -170,6 +175,19 @@ def image(r):
             yield f"probe: {name} runs {command[0]}, and the image has {' and '.join(runs)}"
     if "preStop" in r.container.get("lifecycle", {}):
         yield "probe: preStop only uses up the grace period; SIGTERM does it all"
+
+
+def monitoring(r, config):
+    """What scrapes the pod asks where it serves."""
+    address = config.get("metrics_address")
+    served = {int(address.rpartition(":")[2])} if address else set()
+    ports = {port["name"]: port["containerPort"] for port in r.container.get("ports", [])}
+    if set(ports.values()) != served:
+        yield f"metrics: the service listens on {sorted(served)}, the pod names {sorted(ports.values())}"
+    for monitor in r.of_kind("PodMonitor"):
+        for endpoint in monitor["spec"]["podMetricsEndpoints"]:
+            if endpoint["port"] not in ports:
+                yield f"metrics: PodMonitor asks port {endpoint['port']}, which the pod does not name"
 
 
 def probes(r, config):

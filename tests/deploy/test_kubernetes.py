@@ -133,6 +133,11 @@ SEEDS = {
     "a table made by mistake": ("base", setting("CONSUMER_LEASE_TABLE", "create_if_missing"), "lease table: a wrong name"),
     "a throttled worker": ("base", edit("c['resources']['limits']['cpu'] = '1'"), "cpu: a limit throttles"),
     "too little memory for the budget": ("base", setting("CONSUMER_MEMORY_BUDGET", "268435456"), "memory: 320Mi is less"),
+    "a port that nobody serves": (
+        "podmonitor", setting("CONSUMER_METRICS_ADDRESS", "0.0.0.0:9000"), "metrics: the service listens on [9000]"),
+    "a monitor of another port": (
+        "podmonitor", edit("kind['PodMonitor']['spec']['podMetricsEndpoints'][0]['port'] = 'http'"),
+        "metrics: PodMonitor asks port http"),
     "a settings map that is not there": (
         "base", edit("c['envFrom'][0]['configMapRef']['name'] = 'settings'"), "config map: there is no settings"),
     "variables of services": ("base", edit("del pod['enableServiceLinks']"), "security: the pod gets variables"),

@@ -369,6 +369,22 @@ def test_a_worker_that_keeps_its_leases_goes_on_with_them_at_once(stocked, tmp_p
         eventually(lambda: producer.all_are_in(before + service.records))
 
 
+def test_prometheus_finds_what_scalers_ask_for(stocked, rendered, tmp_path):
+    aws, producer = stocked
+    url = f"http://127.0.0.1:{free_port()}"
+    variables = {**REQUIRED, "AWS_ENDPOINT_URL": aws.url, "CONSUMER_METRICS_ADDRESS": url.removeprefix("http://")}
+    (scaler,) = [thing for thing in rendered("hpa") if thing["kind"] == "HorizontalPodAutoscaler"]
+    lag = scaler["spec"]["metrics"][0]["external"]["metric"]["name"]
+    with Service(tmp_path, **variables) as service:
+        eventually(lambda: producer.all_are_in(service.records))
+        # Lag is measured every ten seconds.
+        eventually(lambda: f"\n{lag}{{" in requests.get(f"{url}/metrics", timeout=10).text)
+        page = requests.get(f"{url}/metrics", timeout=10)
+        assert service.stop() == 0, service.log.read_text()
+    assert page.headers["Content-Type"].startswith("application/openmetrics-text")
+    assert "\nkinesis_consumer_records_total{" in page.text
+
+
 # No keys of its own, and none from a file or from the machine.
 NO_KEYS = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADATA_DISABLED": "true", "HOME": "/nowhere"}
 
