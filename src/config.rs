@@ -47,6 +47,9 @@ pub struct Config {
     /// Workers that share a table should agree on it. KCL: `failoverTimeMillis`.
     #[serde(with = "humantime_serde")]
     pub failover_time: Duration,
+    /// What says that a lease is still held: a renewal of its own, or one heartbeat of its worker. Default
+    /// `Lease`.
+    pub heartbeat: Heartbeat,
     /// Most leases that this worker may hold. Default: no limit.
     ///
     /// What no worker has room for stays unread and is reported by name. KCL: `maxLeasesForWorker`.
@@ -138,6 +141,7 @@ impl Default for Config {
             lease_table_name: None,
             lease_table: LeaseTable::CreateIfMissing,
             failover_time: Duration::from_secs(10),
+            heartbeat: Heartbeat::Lease,
             max_leases_for_worker: None,
             max_leases_to_steal_at_one_time: None,
             scan_budget: 5.0,
@@ -172,6 +176,22 @@ pub enum InitialPosition {
     Latest,
     /// With the first record that arrived at this time or later; written as `2026-11-22T08:30:00Z`.
     AtTimestamp(#[serde(with = "humantime_serde")] SystemTime),
+}
+
+/// What says that a lease is still held.
+///
+/// Workers of this crate judge each lease by what its row says, so both kinds can share a table, and a fleet
+/// changes over by a rolling restart. The KCL knows only the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Heartbeat {
+    /// Each lease is renewed by itself, as with the KCL: an idle one costs two writes in `failover_time`.
+    Lease,
+    /// The worker writes one row of its own as often as it would renew a lease; leases that rest cost nothing.
+    ///
+    /// Only without the KCL on the same table, whose workers would take such leases for dead: a worker ends
+    /// with [`WorkerError::ForeignHolder`](crate::WorkerError::ForeignHolder) if it sees one.
+    Worker,
 }
 
 /// What to do about a missing lease table.

@@ -69,6 +69,17 @@ pub enum WorkerError {
     /// Another live process uses the same worker id.
     #[error("worker id {0} is in use by another live process; give every worker its own worker_id, or none")]
     WorkerIdInUse(String),
+    /// A live worker renews leases one by one without saying that it knows heartbeats of workers, as the KCL
+    /// does. It would take the leases of this worker for dead.
+    #[error(
+        "lease {lease} is renewed by {holder}, which does not know heartbeats of workers (a worker of the KCL?) and would take leases that live by them for dead; set heartbeat to lease, or end that worker first"
+    )]
+    ForeignHolder {
+        /// The lease.
+        lease: String,
+        /// The worker that renews it.
+        holder: String,
+    },
     /// The health file cannot be written.
     #[error("health file {path} cannot be written; choose a writable path")]
     HealthFile {

@@ -50,9 +50,10 @@ mod worker;
 #[cfg(any(test, feature = "test-util"))]
 pub use crate::worker::Freezer;
 pub use crate::{
-    config::{Config, InitialPosition, LeaseTable, OnShutdown},
+    config::{Config, Heartbeat, InitialPosition, LeaseTable, OnShutdown},
     core::{
         balance::{Balance, Reason as ClaimReason},
+        heartbeat::{Incarnation, WorkerRow},
         lease::{
             Checkpoint, CheckpointGoesBack, Claimant, HandOff, InvalidCheckpoint, Lease, LeaseKey,
             LeaseWrite, Mark, OwnerChange, PendingCheckpoint, Reset, Tenure, WorkerId,

@@ -19,8 +19,8 @@ use std::{
 use aws_sdk_dynamodb::Client;
 use bytes::Bytes;
 use kinesis_consumer::{
-    Checkpoint, Claimant, HashKeyRange, Lease, LeaseWrite, PendingCheckpoint, Position, Reset, Tenure,
-    WorkerId,
+    Checkpoint, Claimant, HashKeyRange, Incarnation, Lease, LeaseWrite, PendingCheckpoint, Position, Reset,
+    Tenure, WorkerId, WorkerRow,
     io::{DynamoDbLeaseStore, LeaseError, LeaseStore, memory::MemoryLeaseStore},
 };
 use support::{dynamodb, servers};
@@ -57,6 +57,10 @@ const CONTRACT: &[(&str, Check)] = checks![
     a_row_is_deleted_only_as_it_was_seen
     a_deleted_row_is_not_brought_back
     a_table_of_many_pages_is_listed_whole
+    a_worker_row_is_made_once_and_raised_only
+    a_worker_row_is_deleted_only_as_it_was_seen
+    worker_rows_and_leases_are_told_apart
+    a_claim_says_by_what_the_lease_lives
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -203,6 +207,9 @@ async fn without_a_table_every_call_says_so(store: Store) {
     let errors = [
         store.open(false).await.err(),
         store.list().await.err(),
+        store.worker(&worker_row("a", 0).incarnation).await.err(),
+        store.beat(&worker_row("a", 0)).await.err(),
+        store.forget(&worker_row("a", 0)).await.err(),
         store.get(&row.key).await.err(),
         store.create(&row).await.err(),
         store.write(&row.claim(&"me".into())).await.err(),
@@ -478,6 +485,63 @@ async fn a_deleted_row_is_not_brought_back(store: Store) {
         assert!(is_conflict(&result, &row), "{kind}: {result:?}");
     }
     assert!(store.list().await.expect("rows").is_empty());
+}
+
+fn worker_row(name: &str, counter: u64) -> WorkerRow {
+    WorkerRow { incarnation: Incarnation::new(&name.into(), 1, 1), counter }
+}
+
+async fn a_worker_row_is_made_once_and_raised_only(store: Store) {
+    store.open(true).await.expect("a table");
+    let beat = async |counter| store.beat(&worker_row("a", counter)).await.expect("an answer");
+    assert!(!beat(3).await, "there is no row to raise");
+    assert!(beat(0).await);
+    assert!(!beat(0).await, "there is one");
+    assert!(beat(2).await);
+    assert!(!beat(2).await && !beat(1).await, "a late beat does not go back");
+    assert!(beat(3).await);
+    let row = worker_row("a", 3);
+    assert_eq!(store.worker(&row.incarnation).await.expect("an answer"), Some(row));
+}
+
+async fn a_worker_row_is_deleted_only_as_it_was_seen(store: Store) {
+    store.open(true).await.expect("a table");
+    let row = worker_row("a", 1);
+    assert!(!store.forget(&row).await.expect("an answer"), "there is none");
+    store.beat(&worker_row("a", 0)).await.expect("a beat");
+    assert!(!store.forget(&row).await.expect("an answer"));
+    store.beat(&row).await.expect("a beat");
+    assert!(!store.forget(&worker_row("a", 0)).await.expect("an answer"));
+    assert!(store.forget(&row).await.expect("an answer"));
+    assert_eq!(store.worker(&row.incarnation).await.expect("an answer"), None);
+    assert!(!store.beat(&worker_row("a", 2)).await.expect("an answer"), "a late beat does not bring it back");
+}
+
+async fn worker_rows_and_leases_are_told_apart(store: Store) {
+    store.open(true).await.expect("a table");
+    let (lease, worker) = (new_row("shardId-000000000000"), worker_row("pod/3", 0));
+    store.create(&lease).await.expect("put");
+    store.beat(&worker).await.expect("a beat");
+    let rows = store.scan().await.expect("rows");
+    assert_eq!((rows.leases, rows.workers), (vec![lease.clone()], vec![worker]));
+    assert_eq!(store.list().await.expect("rows"), [lease]);
+}
+
+async fn a_claim_says_by_what_the_lease_lives(store: Store) {
+    store.open(true).await.expect("a table");
+    let mut row = new_row("a");
+    store.create(&row).await.expect("put");
+    let incarnation = worker_row("me", 0).incarnation;
+    let claims = [row.claim(&"me".into()).living_by(incarnation.clone()), {
+        row = row.after(&row.claim(&"me".into()));
+        row.claim(&"other".into())
+    }];
+    for (claim, lives_by) in claims.iter().zip([Some(&incarnation), None]) {
+        store.write(claim).await.expect("a claim");
+        let row = store.get(&"a".into()).await.expect("an answer").expect("a row");
+        assert_eq!((row.lives_by(), row.heartbeat.as_ref()), (lives_by, lives_by));
+        assert_eq!(store.list().await.expect("rows"), [row]);
+    }
 }
 
 /// DynamoDB answers a scan by pages of 1 MB.

@@ -14,11 +14,11 @@ use std::{
 use async_trait::async_trait;
 use aws_sdk_dynamodb::{primitives::Blob, types::AttributeValue};
 use kinesis_consumer::{
-    Batch, Checkpoint, Config, Failure, HandOff, HashKeyRange, InitialPosition, Lease, LeaseKey, LeaseWrite,
-    Ordering, Position, RecordProcessor, Report, ShardContext, ShardStart, Verdict, Worker, WorkerError,
-    WorkerHandle,
+    Batch, Checkpoint, Config, Failure, HandOff, HashKeyRange, Incarnation, InitialPosition, Lease, LeaseKey,
+    LeaseWrite, Ordering, Position, RecordProcessor, Report, ShardContext, ShardStart, Verdict, Worker,
+    WorkerError, WorkerHandle, WorkerRow,
     io::{
-        DynamoDbLeaseStore, LeaseError, LeaseStore,
+        DynamoDbLeaseStore, LeaseError, LeaseStore, Rows,
         memory::{MemoryLeaseStore, MemoryStream},
     },
     local::LocalAws,
@@ -491,9 +491,9 @@ impl LeaseStore for Counted {
         self.0.open(create).await
     }
 
-    async fn list(&self) -> Result<Vec<Lease>, LeaseError> {
+    async fn scan(&self) -> Result<Rows, LeaseError> {
         self.1.scans.fetch_add(1, Relaxed);
-        self.0.list().await
+        self.0.scan().await
     }
 
     async fn get(&self, key: &LeaseKey) -> Result<Option<Lease>, LeaseError> {
@@ -516,6 +516,20 @@ impl LeaseStore for Counted {
 
     async fn delete(&self, seen: &Lease) -> Result<bool, LeaseError> {
         self.0.delete(seen).await
+    }
+
+    async fn worker(&self, incarnation: &Incarnation) -> Result<Option<WorkerRow>, LeaseError> {
+        self.0.worker(incarnation).await
+    }
+
+    async fn beat(&self, row: &WorkerRow) -> Result<bool, LeaseError> {
+        self.1.updates.fetch_add(1, Relaxed);
+        self.0.beat(row).await
+    }
+
+    async fn forget(&self, seen: &WorkerRow) -> Result<bool, LeaseError> {
+        self.1.updates.fetch_add(1, Relaxed);
+        self.0.forget(seen).await
     }
 }
 

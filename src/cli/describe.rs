@@ -71,7 +71,7 @@ async fn observe(
     }
     let leases: Vec<Lease> = view.leases().cloned().collect();
     let now = clock::now();
-    let alive = view.rows().filter_map(|seen| match seen.standing(place.failover_time, now) {
+    let alive = view.rows().filter_map(|seen| match view.standing(seen, place.failover_time, now) {
         Standing::Held { .. } => Some((seen.lease.key.clone(), true)),
         Standing::Expired { .. } => Some((seen.lease.key.clone(), false)),
         Standing::Free { .. } | Standing::Finished => None,

@@ -166,7 +166,7 @@ pub(crate) fn plan(
         let (lease, key) = (&seen.lease, &seen.lease.key);
         let own = lease.holder() == Some(me);
         let grace = if own { Duration::ZERO } else { limits.rejoin_grace };
-        let standing = seen.standing(limits.failover_time + grace, now);
+        let standing = view.standing(seen, limits.failover_time + grace, now);
         if standing == Standing::Finished {
             continue;
         }
@@ -217,7 +217,7 @@ pub(crate) fn plan(
                 // What is on its way from one worker to another is not taken from either, nor what waits for
                 // its holder to come back.
                 let free_to_go = lease.checkpoint_owner.is_none() && !planner.avoided.contains(key);
-                if free_to_go && seen.is_alive(limits.failover_time, now) {
+                if free_to_go && view.is_alive(seen, limits.failover_time, now) {
                     load.movable.push(lease);
                 }
             }

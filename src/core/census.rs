@@ -34,7 +34,7 @@ pub(crate) fn census(
 ) -> Census {
     let mut census = Census::default();
     for seen in view.rows() {
-        let (since, last_sign) = match seen.standing(failover_time, now) {
+        let (since, last_sign) = match view.standing(seen, failover_time, now) {
             Standing::Free { since } => (since, since),
             // Its holder may have died right after the last sign of life.
             Standing::Expired { since } => (since, since.checked_sub(failover_time).unwrap_or(since)),

@@ -14,7 +14,10 @@ use serde::{Deserialize, Serialize};
 pub use self::claimant::Claimant;
 pub use self::operator::Reset;
 pub use self::tenure::{CheckpointGoesBack, HandOff, LeaseWrite, Mark, OwnerChange, Tenure};
-use crate::core::shard::{HashKeyRange, Position, ShardId};
+use crate::core::{
+    heartbeat::Incarnation,
+    shard::{HashKeyRange, Position, ShardId},
+};
 
 macro_rules! name {
     ($(#[$doc:meta])* $type:ident) => {
@@ -228,6 +231,9 @@ pub struct Lease {
     /// The counter at which the holder stopped on purpose, and left the lease to itself when it comes back.
     /// Of no meaning once the counter has moved. Ours alone.
     pub left_at: Option<u64>,
+    /// The worker row that the lease lives by, as its claimant said; none if the lease is renewed by itself.
+    /// Believed only of the present holder, see [`lives_by`](Self::lives_by). Ours alone.
+    pub heartbeat: Option<Incarnation>,
 }
 
 impl Lease {
@@ -250,12 +256,20 @@ impl Lease {
             stream: None,
             hands_over: None,
             left_at: None,
+            heartbeat: None,
         }
     }
 
     /// Who holds the lease now: during a hand-off the worker that still has to checkpoint.
     pub fn holder(&self) -> Option<&WorkerId> {
         self.checkpoint_owner.as_ref().or(self.owner.as_ref())
+    }
+
+    /// By whose heartbeat the lease lives: a worker row of its holder. None if nobody holds it, if its holder
+    /// left it, or if it is judged by its own counter, as the KCL's leases are.
+    pub fn lives_by(&self) -> Option<&Incarnation> {
+        let holder = self.holder().filter(|_| !self.is_left())?;
+        self.heartbeat.as_ref().filter(|incarnation| incarnation.is_of(holder))
     }
 
     /// Whether the shard has been processed to its end.

@@ -2,19 +2,25 @@
 //!
 //! Only remembers and judges; the coordinator looks, `balance` decides what to claim. There is no
 //! timestamp in the table: a lease is expired when *we* have seen its counter stand still for
-//! `failover_time` on our own monotonic clock. KCL: `DynamoDBLeaseTaker.updateAllLeases`.
+//! `failover_time` on our own monotonic clock; one that names a worker row, when that row's counter stood
+//! still too. KCL: `DynamoDBLeaseTaker.updateAllLeases`.
 
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
 };
 
-use crate::core::lease::{Lease, LeaseKey, WorkerId};
+use crate::core::{
+    heartbeat::{Heartbeats, WorkerRow},
+    lease::{Lease, LeaseKey, WorkerId},
+};
 
 /// The rows of the last look, each with what earlier looks taught about it.
 #[derive(Debug, Default)]
 pub(crate) struct LeaseView {
     rows: BTreeMap<LeaseKey, Seen>,
+    /// Of workers that have heartbeats of their own.
+    pub(crate) heartbeats: Heartbeats,
 }
 
 /// One row, and since when it stands as it does.
@@ -74,6 +80,11 @@ impl LeaseView {
         doubtful
     }
 
+    /// Takes in the worker rows of the same look.
+    pub(crate) fn observe_workers(&mut self, workers: Vec<WorkerRow>, now: Instant) {
+        self.heartbeats.observe(workers, self.rows.values().map(|seen| &seen.lease), now);
+    }
+
     /// Takes in a row that this worker has just written or read itself.
     pub(crate) fn note(&mut self, lease: Lease, now: Instant) {
         let before = self.rows.remove(&lease.key).and_then(|seen| seen.last_holder);
@@ -112,13 +123,43 @@ impl LeaseView {
         self.rows.get(key)?.last_holder.as_ref()
     }
 
-    /// When the next lease of another worker could be claimed, if its counter stands still for `stillness`.
+    /// When the next lease of another worker could be claimed, if nothing of it moves for `stillness`.
     pub(crate) fn next_expiry(&self, me: &WorkerId, stillness: Duration, now: Instant) -> Option<Instant> {
-        let until = |seen: &Seen| match seen.standing(stillness, now) {
-            Standing::Held { by, until } if by != *me => Some(until),
+        let until = |seen: &Seen| match self.standing(seen, stillness, now) {
+            // One that has passed waits for a consistent read.
+            Standing::Held { by, until } if by != *me && now < until => Some(until),
             _ => None,
         };
         self.rows.values().filter_map(until).min()
+    }
+
+    /// When a lease was last seen to live, and whether silence since then proves anything: of a heartbeat only
+    /// once a consistent read has shown that it is [over](Heartbeats::confirm), for a look may be stale.
+    fn life(&self, seen: &Seen) -> (Instant, bool) {
+        match seen.lease.lives_by().map(|incarnation| self.heartbeats.life(incarnation)) {
+            None => (seen.moved_at, true),
+            Some(None) => (seen.moved_at, false),
+            Some(Some((beat_at, over))) => (seen.moved_at.max(beat_at), over),
+        }
+    }
+
+    /// Whether the holder was heard of within `failover_time`, and has not left.
+    pub(crate) fn is_alive(&self, seen: &Seen, failover_time: Duration, now: Instant) -> bool {
+        let (alive_at, certain) = self.life(seen);
+        let silent = certain && now >= alive_at + failover_time;
+        !silent && !seen.lease.is_left()
+    }
+
+    /// How a lease stands at `now`, if it can be claimed once nothing of it has moved for `stillness`.
+    pub(crate) fn standing(&self, seen: &Seen, stillness: Duration, now: Instant) -> Standing {
+        let (alive_at, certain) = self.life(seen);
+        let until = alive_at + stillness;
+        match seen.lease.holder() {
+            _ if seen.lease.is_finished() => Standing::Finished,
+            None => Standing::Free { since: seen.moved_at },
+            Some(_) if certain && now >= until => Standing::Expired { since: until },
+            Some(by) => Standing::Held { by: by.clone(), until },
+        }
     }
 
     /// The earliest time that an application start was pinned to in any row, in milliseconds.
@@ -137,29 +178,13 @@ impl Seen {
     pub(crate) fn asked_since(&self) -> Option<Instant> {
         self.lease.checkpoint_owner.as_ref().map(|_| self.asked_at)
     }
-
-    /// Whether the holder was heard of within `failover_time`, and has not left.
-    pub(crate) fn is_alive(&self, failover_time: Duration, now: Instant) -> bool {
-        !self.lease.is_left() && now < self.moved_at + failover_time
-    }
-
-    /// How the lease stands at `now`, if it can be claimed once its counter stood still for `stillness`.
-    pub(crate) fn standing(&self, stillness: Duration, now: Instant) -> Standing {
-        let until = self.moved_at + stillness;
-        match self.lease.holder() {
-            _ if self.lease.is_finished() => Standing::Finished,
-            None => Standing::Free { since: self.moved_at },
-            Some(_) if now >= until => Standing::Expired { since: until },
-            Some(by) => Standing::Held { by: by.clone(), until },
-        }
-    }
 }
 
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "tests begin at the present")]
 mod tests {
     use super::*;
-    use crate::core::lease::Checkpoint;
+    use crate::core::{heartbeat::Incarnation, lease::Checkpoint};
 
     const FAILOVER: Duration = Duration::from_secs(10);
 
@@ -172,7 +197,68 @@ mod tests {
     }
 
     fn standing(view: &LeaseView, now: Instant) -> Standing {
-        view.rows().next().expect("one row").standing(FAILOVER, now)
+        view.standing(view.rows().next().expect("one row"), FAILOVER, now)
+    }
+
+    /// A lease of `a` that lives by a heartbeat, and that heartbeat's row.
+    fn by_heartbeat(counter: u64) -> (Lease, WorkerRow) {
+        let incarnation = Incarnation::new(&"a".into(), 1, 1);
+        let lease = Lease { heartbeat: Some(incarnation.clone()), ..row(Some("a"), 7) };
+        (lease, WorkerRow { incarnation, counter })
+    }
+
+    fn look(view: &mut LeaseView, (lease, beat): (Lease, WorkerRow), now: Instant) {
+        view.observe(vec![lease], now);
+        view.observe_workers(vec![beat], now);
+    }
+
+    #[test]
+    fn a_lease_that_lives_by_a_heartbeat_is_held_as_long_as_that_moves() {
+        let (start, mut view) = (Instant::now(), LeaseView::default());
+        for step in 0..10 {
+            look(&mut view, by_heartbeat(u64::from(step)), start + FAILOVER * step / 2);
+        }
+        let last = start + FAILOVER * 9 / 2;
+        let held = Standing::Held { by: "a".into(), until: last + FAILOVER };
+        assert_eq!(standing(&view, last), held);
+        // It stood still, but the look may be stale.
+        assert_eq!(standing(&view, last + FAILOVER), held);
+        assert_eq!(view.next_expiry(&"me".into(), FAILOVER, last + FAILOVER), None, "no look will tell");
+        let beat = by_heartbeat(9).1;
+        view.heartbeats.confirm(&beat.incarnation, Some(&beat), last + FAILOVER);
+        assert_eq!(standing(&view, last + FAILOVER), Standing::Expired { since: last + FAILOVER });
+    }
+
+    #[test]
+    fn a_write_to_the_lease_itself_is_a_sign_of_life_too() {
+        let (start, mut view) = (Instant::now(), LeaseView::default());
+        look(&mut view, by_heartbeat(0), start);
+        let (lease, beat) = by_heartbeat(0);
+        let later = start + FAILOVER / 2;
+        look(&mut view, (Lease { counter: 8, ..lease }, beat.clone()), later);
+        view.heartbeats.confirm(&beat.incarnation, Some(&beat), start + FAILOVER);
+        assert!(matches!(standing(&view, start + FAILOVER), Standing::Held { .. }));
+        assert_eq!(standing(&view, later + FAILOVER), Standing::Expired { since: later + FAILOVER });
+    }
+
+    #[test]
+    fn a_heartbeat_speaks_only_for_the_worker_and_the_life_that_claimed_the_lease() {
+        let start = Instant::now();
+        let (lease, beat) = by_heartbeat(0);
+        // Taken by a worker of the KCL, which leaves the attribute; restarted under the same id.
+        let java = Lease { owner: Some("java".into()), ..lease.clone() };
+        let predecessors = Lease { heartbeat: Some(Incarnation::new(&"a".into(), 1, 0)), ..lease };
+        for lease in [java, predecessors] {
+            let mut view = LeaseView::default();
+            for step in 0..=4 {
+                let now = start + FAILOVER * step / 4;
+                look(&mut view, (lease.clone(), WorkerRow { counter: step.into(), ..beat.clone() }), now);
+            }
+            for silent in view.heartbeats.suspects(view.leases(), FAILOVER, start + FAILOVER) {
+                view.heartbeats.confirm(&silent, None, start + FAILOVER);
+            }
+            assert_eq!(standing(&view, start + FAILOVER), Standing::Expired { since: start + FAILOVER });
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub(crate) mod census;
 #[cfg(feature = "cli")]
 pub(crate) mod cost;
 pub(crate) mod health;
+pub(crate) mod heartbeat;
 pub(crate) mod lag;
 pub(crate) mod lease;
 #[cfg(feature = "cli")]

@@ -26,11 +26,15 @@ use tracing::{info, warn};
 
 use crate::{
     clock,
-    core::lease::{HandOff, Lease, LeaseKey, LeaseWrite},
+    core::{
+        heartbeat::{Incarnation, WorkerRow},
+        lease::{HandOff, Lease, LeaseKey, LeaseWrite},
+    },
     io::{
-        BoxError, LeaseError, LeaseStore,
+        BoxError, LeaseError, LeaseStore, Rows,
         lease_item::{self, Expressions, Item},
         sdk_error::{cause, is_denied},
+        worker_item,
     },
 };
 
@@ -127,16 +131,18 @@ impl DynamoDbLeaseStore {
         }
     }
 
-    /// The lease of a row. A row that cannot be understood is left out, with one warning.
-    fn read(&self, item: &Item) -> Option<Lease> {
+    /// Sorts a row. One that cannot be understood is left out, with one warning.
+    fn read(&self, item: &Item, rows: &mut Rows) {
+        if let Some(worker) = worker_item::decode(item) {
+            return rows.workers.push(worker);
+        }
         match lease_item::decode(item) {
-            Ok(lease) => lease,
+            Ok(lease) => rows.leases.extend(lease),
             Err(error) => {
                 let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
                 if warned.len() < MOST_WARNINGS && warned.insert(error.key.clone()) {
                     warn!(table = %self.table, row = error.key, %error, "lease row left out");
                 }
-                None
             }
         }
     }
@@ -206,16 +212,16 @@ impl LeaseStore for DynamoDbLeaseStore {
         }
     }
 
-    async fn list(&self) -> Result<Vec<Lease>, LeaseError> {
-        let mut leases = Vec::new();
+    async fn scan(&self) -> Result<Rows, LeaseError> {
+        let mut rows = Rows::default();
         let mut start = None;
         loop {
             let request = self.client.scan().table_name(&self.table).set_exclusive_start_key(start);
             let page = request.send().await.map_err(|error| self.failed("list the leases", error))?;
-            leases.extend(page.items().iter().filter_map(|item| self.read(item)));
+            page.items().iter().for_each(|item| self.read(item, &mut rows));
             start = page.last_evaluated_key;
             if start.is_none() {
-                return Ok(leases);
+                return Ok(rows);
             }
         }
     }
@@ -270,6 +276,42 @@ impl LeaseStore for DynamoDbLeaseStore {
             Ok(_) => Ok(true),
             Err(error) if is_failed_condition(&error) => Ok(false),
             Err(error) => Err(self.failed("delete a lease", error)),
+        }
+    }
+
+    async fn worker(&self, incarnation: &Incarnation) -> Result<Option<WorkerRow>, LeaseError> {
+        let request = self.client.get_item().table_name(&self.table);
+        let request = request.set_key(Some(worker_item::key(incarnation))).consistent_read(true);
+        let answer = request.send().await.map_err(|error| self.failed("read a worker's heartbeat", error))?;
+        Ok(answer.item.as_ref().and_then(worker_item::decode))
+    }
+
+    async fn beat(&self, row: &WorkerRow) -> Result<bool, LeaseError> {
+        let made = worker_item::beat(row);
+        let request = self.client.update_item().table_name(&self.table);
+        let request = request
+            .set_key(Some(worker_item::key(&row.incarnation)))
+            .update_expression(made.update)
+            .condition_expression(made.condition)
+            .set_expression_attribute_values(Some(made.values));
+        match request.send().await {
+            Ok(_) => Ok(true),
+            Err(error) if is_failed_condition(&error) => Ok(false),
+            Err(error) => Err(self.failed("write a heartbeat", error)),
+        }
+    }
+
+    async fn forget(&self, seen: &WorkerRow) -> Result<bool, LeaseError> {
+        let (condition, values) = worker_item::unchanged(seen);
+        let request = self.client.delete_item().table_name(&self.table);
+        let request = request
+            .set_key(Some(worker_item::key(&seen.incarnation)))
+            .condition_expression(condition)
+            .set_expression_attribute_values(Some(values));
+        match request.send().await {
+            Ok(_) => Ok(true),
+            Err(error) if is_failed_condition(&error) => Ok(false),
+            Err(error) => Err(self.failed("delete a worker's row", error)),
         }
     }
 }

@@ -17,11 +17,12 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use crate::{
     clock,
     core::{
+        heartbeat::{Incarnation, WorkerRow},
         lease::{HandOff, Lease, LeaseKey, LeaseWrite},
         shard::{Shard, ShardId},
     },
     io::{
-        LeaseError, LeaseStore, Page, RecordSource, ShardFilter, ShardIterator, SourceError, StartFrom,
+        LeaseError, LeaseStore, Page, RecordSource, Rows, ShardFilter, ShardIterator, SourceError, StartFrom,
         StreamDescription,
     },
 };
@@ -54,6 +55,9 @@ pub enum Op {
     WriteLease,
     HandOff,
     DeleteLease,
+    GetWorker,
+    Beat,
+    ForgetWorker,
     Describe,
     ListShards,
     OpenIterator,
@@ -270,8 +274,8 @@ impl<S: LeaseStore> LeaseStore for FaultyLeaseStore<S> {
         self.faults.run(Op::OpenTable, self.inner.open(create)).await
     }
 
-    async fn list(&self) -> Result<Vec<Lease>, LeaseError> {
-        self.faults.run(Op::ListLeases, self.inner.list()).await
+    async fn scan(&self) -> Result<Rows, LeaseError> {
+        self.faults.run(Op::ListLeases, self.inner.scan()).await
     }
 
     async fn get(&self, key: &LeaseKey) -> Result<Option<Lease>, LeaseError> {
@@ -296,6 +300,18 @@ impl<S: LeaseStore> LeaseStore for FaultyLeaseStore<S> {
 
     async fn delete(&self, seen: &Lease) -> Result<bool, LeaseError> {
         self.faults.run(Op::DeleteLease, self.inner.delete(seen)).await
+    }
+
+    async fn worker(&self, incarnation: &Incarnation) -> Result<Option<WorkerRow>, LeaseError> {
+        self.faults.run(Op::GetWorker, self.inner.worker(incarnation)).await
+    }
+
+    async fn beat(&self, row: &WorkerRow) -> Result<bool, LeaseError> {
+        self.faults.run(Op::Beat, self.inner.beat(row)).await
+    }
+
+    async fn forget(&self, seen: &WorkerRow) -> Result<bool, LeaseError> {
+        self.faults.run(Op::ForgetWorker, self.inner.forget(seen)).await
     }
 }
 

@@ -14,6 +14,7 @@ use aws_sdk_dynamodb::{primitives::Blob, types::AttributeValue};
 use bytes::Bytes;
 
 use crate::core::{
+    heartbeat::Incarnation,
     lease::{
         Checkpoint, Claimant, HandOff, Lease, LeaseKey, LeaseWrite, Mark, OwnerChange, PendingCheckpoint,
         WorkerId,
@@ -41,13 +42,14 @@ const HASH_START: &str = "startingHashKey";
 const HASH_END: &str = "endingHashKey";
 const THROUGHPUT: &str = "throughputKBps";
 /// Since KCL 3.5 the lease table may hold rows of other kinds. Never added by an update.
-const ENTITY_TYPE: &str = "entityType";
+pub(super) const ENTITY_TYPE: &str = "entityType";
 const LEASE: &str = "LEASE";
 const START_MILLIS: &str = "startTimestampMillis";
 const RESET_MILLIS: &str = "resetTimestampMillis";
 const STREAM: &str = "streamIdentity";
 const HANDS_OVER: &str = "handsOverWorker";
 const LEFT_AT: &str = "leftAtCounter";
+const HEARTBEAT: &str = "heartbeatKey";
 
 /// A row that is a lease, but not one that can be understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -91,6 +93,7 @@ pub(crate) fn encode(lease: &Lease) -> Item {
     put(STREAM, lease.stream.as_deref().map(text));
     put(HANDS_OVER, lease.hands_over.as_ref().map(|claimant| text(&claimant.to_string())));
     put(LEFT_AT, lease.left_at.map(number));
+    put(HEARTBEAT, lease.heartbeat.as_ref().map(|row| text(row.as_str())));
     item
 }
 
@@ -132,6 +135,7 @@ pub(crate) fn decode(item: &Item) -> Result<Option<Lease>, BadItem> {
         stream: row.text(STREAM)?.map(Arc::from),
         hands_over: row.text(HANDS_OVER)?.filter(|id| !id.is_empty()).map(Claimant::from),
         left_at: row.count(LEFT_AT)?,
+        heartbeat: row.heartbeat()?,
     }))
 }
 
@@ -167,7 +171,12 @@ pub(crate) fn update(write: &LeaseWrite) -> Expressions {
         value(":claimant", text(&claimant.to_string()));
     }
     match write.owner() {
-        OwnerChange::Keep => {}
+        OwnerChange::Keep => {
+            if let Some(row) = write.heartbeat() {
+                set.push(format!("{HEARTBEAT} = :heartbeat"));
+                value(":heartbeat", text(row.as_str()));
+            }
+        }
         OwnerChange::Leave => set.push(format!("{LEFT_AT} = :counter")),
         OwnerChange::Remove if write.handing_over().is_some() || write.holder().is_none() => {
             remove.extend([OWNER, CHECKPOINT_OWNER]);
@@ -178,6 +187,13 @@ pub(crate) fn update(write: &LeaseWrite) -> Expressions {
             set.push(format!("{OWNER} = :owner, {HANDS_OVER} = :claimant"));
             value(":owner", text(owner.as_str()));
             remove.push(CHECKPOINT_OWNER);
+            match write.heartbeat() {
+                Some(row) => {
+                    set.push(format!("{HEARTBEAT} = :heartbeat"));
+                    value(":heartbeat", text(row.as_str()));
+                }
+                None => remove.push(HEARTBEAT),
+            }
             if *switched {
                 add = format!(" ADD {OWNER_SWITCHES} :one");
                 value(":one", number(1));
@@ -296,11 +312,11 @@ fn unchanged(counter: u64, values: &mut Item) -> String {
     format!("{COUNTER} = :expected")
 }
 
-fn text(value: &str) -> AttributeValue {
+pub(super) fn text(value: &str) -> AttributeValue {
     AttributeValue::S(value.to_owned())
 }
 
-fn number(value: impl ToString + Copy) -> AttributeValue {
+pub(super) fn number(value: impl ToString + Copy) -> AttributeValue {
     AttributeValue::N(value.to_string())
 }
 
@@ -362,6 +378,12 @@ impl<'a> Row<'a> {
         Ok(self.text(name)?.filter(|id| !id.is_empty()).map(WorkerId::from))
     }
 
+    /// Not guessed: a lease that is judged by the wrong row is taken from a living holder.
+    fn heartbeat(self) -> Result<Option<Incarnation>, BadItem> {
+        let Some(key) = self.text(HEARTBEAT)? else { return Ok(None) };
+        Incarnation::parse(key).map(Some).ok_or_else(|| self.bad(HEARTBEAT, "is not the key of a worker row"))
+    }
+
     fn bytes(self, name: &'static str) -> Result<Option<Bytes>, BadItem> {
         let blob = self.typed(name, "binary", AttributeValue::as_b)?;
         Ok(blob.map(|blob| Bytes::copy_from_slice(blob.as_ref())))
@@ -421,18 +443,15 @@ mod tests {
             option::of((checkpoint(), state).prop_map(|(at, state)| PendingCheckpoint { at, state }));
         let range =
             option::of(any::<[u128; 2]>().prop_map(|[a, b]| HashKeyRange { start: a.min(b), end: a.max(b) }));
-        let extras = (
-            range,
-            option::of(0.0..1e9),
-            option::of(count()),
-            option::of(count()),
-            option::of("[a-z:]{1,9}".prop_map(Arc::from)),
-        );
+        let heartbeat = option::of("[a-z]{1,8}".prop_map(|name| Incarnation::new(&name.into(), 1, 1)));
+        let stream = option::of("[a-z:]{1,9}".prop_map(Arc::from));
+        let extras =
+            (range, option::of(0.0..1e9), (option::of(count()), option::of(count())), stream, heartbeat);
         let owners = (worker(), worker(), worker(), count(), option::of(count()));
         ("[ -~]{1,40}", count(), owners, checkpoint(), pending, shards(), shards(), extras).prop_map(
             |(key, counter, owners, checkpoint, pending, parents, children, extras)| {
                 let (owner, checkpoint_owner, hands_over, owner_switches, left_at) = owners;
-                let (hash_range, throughput_kbps, start_millis, reset_millis, stream) = extras;
+                let (hash_range, throughput_kbps, (start_millis, reset_millis), stream, heartbeat) = extras;
                 Lease {
                     key: key.into(),
                     counter,
@@ -450,6 +469,7 @@ mod tests {
                     stream,
                     hands_over: hands_over.as_ref().map(Claimant::from),
                     left_at,
+                    heartbeat,
                 }
             },
         )
@@ -529,8 +549,9 @@ mod tests {
         Row { item, key: "" }.count(name).expect("a count").unwrap_or_default()
     }
 
-    const NAMES: [&str; 21] = [
+    const NAMES: [&str; 22] = [
         LEFT_AT,
+        HEARTBEAT,
         HANDS_OVER,
         KEY,
         COUNTER,
@@ -637,9 +658,10 @@ mod tests {
         fn an_expression_binds_exactly_the_values_it_names(lease in lease(), to in checkpoint(), state: Option<Vec<u8>>) {
             let lease = Lease { counter: lease.counter / 2, owner_switches: 0, ..lease };
             let claim = lease.claim(&"me".into());
-            let mut writes = vec![claim.clone()];
+            let mut writes = vec![claim.clone(), claim.clone().living_by(Incarnation::new(&"me".into(), 1, 1))];
             let mut tenure = Tenure::begin(&lease, &claim, crate::clock::now()).expect("a claim");
             writes.push(tenure.renewal());
+            writes.push(tenure.renewal().living_by(Incarnation::new(&"me".into(), 1, 1)));
             writes.extend(tenure.leave(Some(to.clone())));
             tenure.measured(1.5);
             writes.push(tenure.finish(lease.children));
@@ -758,10 +780,16 @@ mod tests {
         let made = update(&claim);
         assert_eq!(
             made.update,
-            "SET leaseCounter = :counter, leaseOwner = :owner, handsOverWorker = :claimant REMOVE checkpointOwner \
-             ADD ownerSwitchesSinceCheckpoint :one"
+            "SET leaseCounter = :counter, leaseOwner = :owner, handsOverWorker = :claimant \
+             REMOVE checkpointOwner, heartbeatKey ADD ownerSwitchesSinceCheckpoint :one"
         );
         assert_eq!(made.condition, "leaseCounter = :expected");
+        let made = update(&row.claim(&"b".into()).living_by(Incarnation::new(&"b".into(), 1, 1)));
+        assert_eq!(
+            made.update,
+            "SET leaseCounter = :counter, leaseOwner = :owner, handsOverWorker = :claimant, \
+             heartbeatKey = :heartbeat REMOVE checkpointOwner ADD ownerSwitchesSinceCheckpoint :one"
+        );
         let tenure = Tenure::begin(&row, &claim, crate::clock::now()).expect("a claim");
         let made = update(&tenure.finish(BTreeSet::from(["shardId-1".into()])));
         assert_eq!(

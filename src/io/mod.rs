@@ -19,6 +19,7 @@ mod otel;
 #[cfg(feature = "prometheus")]
 mod prometheus;
 mod sdk_error;
+mod worker_item;
 
 use std::{
     fmt,
@@ -29,6 +30,7 @@ use std::{
 use async_trait::async_trait;
 
 use crate::core::{
+    heartbeat::{Incarnation, WorkerRow},
     lease::{HandOff, Lease, LeaseKey, LeaseWrite},
     metrics::{Origin, Sample},
     record::Record,
@@ -46,7 +48,8 @@ pub use self::{dynamodb::DynamoDbLeaseStore, kinesis::KinesisSource};
 /// A cause that is not part of this crate's interface, for example an error of the AWS SDK.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The lease table: one row a shard, every change conditional on the row's counter.
+/// The lease table: one row a shard, every change conditional on the row's counter; and one row for each
+/// worker that has a heartbeat of its own.
 #[async_trait]
 pub trait LeaseStore: fmt::Debug + Send + Sync {
     /// Makes sure that the table is there and has the right key; with `create`, makes a missing one
@@ -57,9 +60,14 @@ pub trait LeaseStore: fmt::Debug + Send + Sync {
     /// key is not `leaseKey`.
     async fn open(&self, create: bool) -> Result<(), LeaseError>;
 
-    /// All leases of the table, in no particular order. May be stale by a moment; rows that are not
-    /// leases are left out, and so are rows that cannot be understood, after a warning.
-    async fn list(&self) -> Result<Vec<Lease>, LeaseError>;
+    /// All rows of the table, in no particular order. May be stale by a moment; rows of other kinds are left
+    /// out, and so are rows that cannot be understood, after a warning.
+    async fn scan(&self) -> Result<Rows, LeaseError>;
+
+    /// All leases of the table, as [`scan`](Self::scan) shows them.
+    async fn list(&self) -> Result<Vec<Lease>, LeaseError> {
+        Ok(self.scan().await?.leases)
+    }
 
     /// One lease as it stands, never stale; none if there is no such row.
     async fn get(&self, key: &LeaseKey) -> Result<Option<Lease>, LeaseError>;
@@ -95,6 +103,26 @@ pub trait LeaseStore: fmt::Debug + Send + Sync {
     /// Deletes the row if its counter is still that of `seen`. Says whether it did; false also if the
     /// row was gone.
     async fn delete(&self, seen: &Lease) -> Result<bool, LeaseError>;
+
+    /// One worker row as it stands, never stale; none if there is no such row.
+    async fn worker(&self, incarnation: &Incarnation) -> Result<Option<WorkerRow>, LeaseError>;
+
+    /// Writes a worker row: with counter 0 a new one, unless there is one with this key already; else the
+    /// higher counter, if there is one that is lower. Says whether it did.
+    async fn beat(&self, row: &WorkerRow) -> Result<bool, LeaseError>;
+
+    /// Deletes a worker row if its counter is still that of `seen`. Says whether it did; false also if the
+    /// row was gone.
+    async fn forget(&self, seen: &WorkerRow) -> Result<bool, LeaseError>;
+}
+
+/// The rows of a lease table.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Rows {
+    /// One for each shard.
+    pub leases: Vec<Lease>,
+    /// One for each worker that has a heartbeat of its own.
+    pub workers: Vec<WorkerRow>,
 }
 
 /// Why the lease table could not be used, by what the caller does next.

@@ -2,6 +2,8 @@
 //! the shards' tasks. It decides nothing itself and holds no record.
 
 mod claims;
+mod heartbeats;
+mod strangers;
 mod upkeep;
 
 use std::{
@@ -28,7 +30,7 @@ use crate::{
         balance::{self, Limits, Plan, Planner},
         census::census,
         health::Phase,
-        lease::{Claimant, HandOff, Lease, LeaseKey, WorkerId},
+        lease::{Claimant, HandOff, LeaseKey, WorkerId},
         lease_view::LeaseView,
         metrics::Metric,
         shard::ShardId,
@@ -53,11 +55,11 @@ use crate::{
     },
 };
 
+use self::{heartbeats::Keeper, strangers::Strangers};
+
 /// A hole in the hash keys is filled when it was seen in that many looks in a row: a look is no snapshot.
 /// KCL: `leasesRecoveryAuditorInconsistencyConfidenceThreshold`.
 const LOOKS_BEFORE_REPAIR: u32 = 3;
-/// A row of another process with our id is one if it moved in that many looks.
-const LOOKS_AT_NAMESAKE: u32 = 3;
 /// Calls to the table under way at one time.
 const CALLS_AT_ONCE: usize = 64;
 /// How often a lease that was asked for is looked at.
@@ -106,10 +108,8 @@ pub(super) struct Coordinator {
     claimed: BTreeSet<ShardId>,
     /// When shards may be listed for parents without a row again.
     parents_after: Instant,
-    /// The counters of leases under our own id that we do not hold.
-    namesakes: BTreeMap<LeaseKey, u64>,
-    /// For each other process with our id, none where the row does not say, in how many looks they moved.
-    namesake_looks: BTreeMap<Option<u64>, u32>,
+    strangers: Strangers,
+    pulse: Keeper,
     /// Leases are moving until then, as far as we know: looks come more often.
     lively_until: Instant,
     /// Requests for leases that are still with their holders.
@@ -150,12 +150,12 @@ impl Coordinator {
             InitialPosition::Latest => Begin::Latest { pinned_millis: millis(first_start) },
             InitialPosition::AtTimestamp(at) => Begin::Timestamp { millis: millis(at) },
         };
-        let mut settled_parents = shard_sync::absent_parents(found.leases.iter());
+        let mut settled_parents = shard_sync::absent_parents(found.rows.leases.iter());
         for shard in &found.listed {
             settled_parents.remove(&shard.id);
         }
         let mut view = LeaseView::default();
-        view.observe(found.leases, clock::now());
+        heartbeats::take_in(&mut view, found.rows, clock::now());
         parts.vitals.turn();
         let retry = (parts.config.look_interval() / 2, parts.config.longest_look_interval());
         let mut coordinator = Self {
@@ -172,8 +172,8 @@ impl Coordinator {
             settled_parents,
             claimed: BTreeSet::new(),
             parents_after: started,
-            namesakes: BTreeMap::new(),
-            namesake_looks: BTreeMap::new(),
+            strangers: Strangers::default(),
+            pulse: Keeper::new(&parts.config),
             lively_until: started,
             avoided: BTreeMap::new(),
             left_over: BTreeSet::new(),
@@ -187,7 +187,7 @@ impl Coordinator {
             stopped_by: None,
             parts,
         };
-        coordinator.await_namesake(&stop).await?;
+        coordinator.await_strangers(&stop).await?;
         let result = coordinator.coordinate(&stop).await;
         coordinator.drain().await;
         coordinator.report.ran_for = clock::now().saturating_duration_since(started);
@@ -196,43 +196,6 @@ impl Coordinator {
             (Ok(()), Some(error)) => Err(WorkerError::Processor(error)),
             (Ok(()), None) => Ok(coordinator.report),
         }
-    }
-
-    /// Rows under our own id are those of our predecessor, or of a live namesake. We have written nothing
-    /// yet, so a counter that moves is the proof of a namesake; one that stands still makes the lease expire.
-    /// Rows that our predecessor marked as left need no proof.
-    async fn await_namesake(&mut self, stop: &CancellationToken) -> Result<(), WorkerError> {
-        let me = self.parts.me.clone();
-        let counters = |view: &LeaseView| -> BTreeMap<LeaseKey, u64> {
-            let ours =
-                |lease: &&Lease| lease.holder() == Some(&me) && !lease.is_finished() && !lease.is_left();
-            view.leases().filter(ours).map(|lease| (lease.key.clone(), lease.counter)).collect()
-        };
-        let before = counters(&self.view);
-        if before.is_empty() {
-            return Ok(());
-        }
-        info!(worker = %me, leases = before.len(), "leases under this worker's id: waiting to see that no other process renews them");
-        // A live holder renews within half of the failover time; its write may be delayed by as much.
-        let until = clock::now() + self.parts.config.failover_time;
-        while clock::now() < until && !stop.is_cancelled() {
-            let pause = self.parts.config.look_interval().min(until - clock::now());
-            select! {
-                biased;
-                () = stop.cancelled() => return Ok(()),
-                () = clock::sleep(pause) => {}
-            }
-            self.parts.vitals.turn();
-            // A failed look proves nothing; the next one may.
-            let Ok(leases) = self.parts.store.list().await else { continue };
-            self.view.observe(leases, clock::now());
-            let moved =
-                |(key, counter): (&LeaseKey, &u64)| before.get(key).is_some_and(|then| then < counter);
-            if counters(&self.view).iter().any(moved) {
-                return Err(WorkerError::WorkerIdInUse(me.to_string()));
-            }
-        }
-        Ok(())
     }
 
     async fn coordinate(&mut self, stop: &CancellationToken) -> Result<(), WorkerError> {
@@ -282,15 +245,16 @@ impl Coordinator {
     /// One look at the table and what follows from it. Says when to look again.
     async fn look(&mut self, stop: &CancellationToken) -> Result<Instant, WorkerError> {
         let began = clock::now();
-        match self.parts.store.list().await {
-            Ok(leases) => {
+        match self.parts.store.scan().await {
+            Ok(rows) => {
                 self.parts.vitals.table_answers(true);
                 if let Some(count) = self.faults.over() {
                     info!(count, "the lease table can be read again");
                 }
                 self.backoff.reset();
-                let doubtful = self.view.observe(leases, clock::now());
+                let doubtful = heartbeats::take_in(&mut self.view, rows, clock::now());
                 self.confirm(doubtful).await;
+                self.confirm_silence().await;
                 let next = self.act(stop).await;
                 self.parts.meter.looked(began, next.is_ok());
                 next
@@ -311,8 +275,9 @@ impl Coordinator {
 
     async fn act(&mut self, stop: &CancellationToken) -> Result<Instant, WorkerError> {
         self.show_rows();
-        self.look_for_namesake()?;
+        self.look_for_strangers()?;
         self.repair(stop).await?;
+        self.disown().await;
         let now = clock::now();
         // Whoever went on for this long has recovered.
         self.avoided.retain(|_, (until, _)| now < *until + Duration::from_secs(600));
@@ -344,8 +309,12 @@ impl Coordinator {
         if !plan.claims.is_empty() {
             self.lively_until = now + self.period() * 3;
         }
+        if !plan.claims.is_empty() || !held.is_empty() {
+            self.beat().await;
+        }
         let lost_race = self.claim(plan.claims).await?;
         self.clean_up().await;
+        self.forget_workers().await;
         Ok(if lost_race { clock::now() + self.parts.config.look_interval() / 4 } else { self.next_look() })
     }
 
@@ -379,8 +348,8 @@ impl Coordinator {
     /// Shows each holding its row: it may be over, or another worker may ask for it.
     fn show_rows(&mut self) {
         for (key, link) in &self.links {
-            if let Some(row) = self.view.get(key) {
-                link.held.observe(row);
+            if link.held.observe(self.view.get(key)) {
+                link.changed.notify_one();
             }
         }
         // Whoever asks for one lease often asks for another soon.
@@ -393,39 +362,6 @@ impl Coordinator {
     fn claimant(&mut self) -> Claimant {
         self.claims_made += 1;
         Claimant::new(&self.parts.me, self.parts.process, self.claims_made)
-    }
-
-    /// Rows under our id that we do not hold and whose counters go on moving are those of another process: one
-    /// of the two must end. Not both: this one does if it holds nothing, or if it has the higher number.
-    fn look_for_namesake(&mut self) -> Result<(), WorkerError> {
-        let (me, process) = (&self.parts.me, self.parts.process);
-        let known = std::mem::take(&mut self.namesakes);
-        let mut moved = BTreeSet::new();
-        for lease in self.view.leases().filter(|lease| lease.holder() == Some(me) && !lease.is_finished()) {
-            if self.links.contains_key(&lease.key) || self.asked.contains_key(&lease.key) {
-                continue;
-            }
-            let other = lease.hands_over.as_ref().filter(|claimant| claimant.worker() == me);
-            let other = other.and_then(Claimant::process);
-            // Of an earlier holding of this process: a late write may still move it.
-            if other == Some(process) {
-                continue;
-            }
-            if known.get(&lease.key).is_some_and(|counter| lease.counter > *counter) {
-                moved.insert(other);
-            }
-            self.namesakes.insert(lease.key.clone(), lease.counter);
-        }
-        for other in moved {
-            let looks = self.namesake_looks.entry(other).or_default();
-            *looks = looks.saturating_add(1);
-            let stays = !self.links.is_empty() && other.is_some_and(|other| process < other);
-            // The late writes of a process that has ended may move them, too, but not for long.
-            if *looks >= LOOKS_AT_NAMESAKE && !stays {
-                return Err(WorkerError::WorkerIdInUse(me.to_string()));
-            }
-        }
-        Ok(())
     }
 
     fn tell_left_over(&mut self, plan: &Plan) {
@@ -527,9 +463,8 @@ impl Coordinator {
         // Nobody would be there to take the leases that were asked for.
         let mut requests = JoinSet::new();
         for (_, ask) in std::mem::take(&mut self.asked) {
-            let (me, store) = (self.claimant(), self.parts.store.clone());
-            let failover_time = self.parts.config.failover_time;
-            requests.spawn(self.parts.gate.pass(claims::withdraw(ask, me, store, failover_time)));
+            let taker = self.taker_of_one();
+            requests.spawn(self.parts.gate.pass(claims::withdraw(ask, taker)));
         }
         // The tasks keep to the deadline themselves; releasing after it takes a few calls at most.
         let last = until + self.parts.config.call_timeout() * 2;
@@ -546,6 +481,7 @@ impl Coordinator {
             self.report.kept.extend(self.links.keys().map(LeaseKey::shard));
             self.consumers.shutdown().await;
         }
+        self.pulse.end(self.parts.config.call_timeout() * 2).await;
     }
 }
 

@@ -3,6 +3,9 @@
 //!
 //! A write whose reply is lost stays in doubt: the next failed condition is then read back once, and our
 //! own counter is recognised. With nothing in doubt a failed condition is a theft.
+//!
+//! A lease that lives by the worker's heartbeat is not written while it rests; looks at the table then tell
+//! whether it is still ours.
 
 use std::{
     future::{Future, pending, poll_fn},
@@ -20,7 +23,18 @@ use crate::{
     core::lease::{CheckpointGoesBack, Claimant, Lease, LeaseKey, LeaseWrite, OwnerChange, Tenure},
     error::LeaseLost,
     io::{LeaseError, LeaseStore},
+    worker::pulse::{Heart, Pulse},
 };
+
+/// Who claims leases, where, and by what they live.
+#[derive(Debug, Clone)]
+pub(super) struct Taker {
+    pub(super) me: Claimant,
+    pub(super) store: Arc<dyn LeaseStore>,
+    pub(super) failover_time: Duration,
+    /// None if each lease is renewed by itself.
+    pub(super) heart: Option<Arc<Heart>>,
+}
 
 /// A lease of this worker. Shared by the tasks of its shard; writes queue behind one another.
 #[derive(Debug)]
@@ -28,6 +42,7 @@ pub(super) struct HeldLease {
     key: LeaseKey,
     store: Arc<dyn LeaseStore>,
     failover_time: Duration,
+    heart: Option<Arc<Heart>>,
     /// The lease's own lock: held across its writes, so that two tasks never race on its counter.
     writer: tokio::sync::Mutex<Writer>,
     standing: Mutex<Standing>,
@@ -43,12 +58,23 @@ struct Writer {
     in_doubt: Vec<(LeaseWrite, Instant)>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Standing {
+    /// When the last write of the lease that succeeded was sent.
     proven_at: Instant,
+    /// What the lease lives by besides its own writes, as its row says.
+    pulse: Option<Arc<Pulse>>,
+    /// When the row was last seen or written as ours; none if a look made that doubtful.
+    checked_at: Option<Instant>,
     lost: Option<LeaseLost>,
     /// The row was given up: nothing may be written any more, whatever the reason.
     given_up: bool,
+}
+
+impl Standing {
+    fn alive_at(&self) -> Instant {
+        self.pulse.as_ref().map_or(self.proven_at, |pulse| self.proven_at.max(pulse.proven_at()))
+    }
 }
 
 /// Why a write of a holder was not made.
@@ -64,12 +90,14 @@ pub(super) enum WriteError {
 }
 
 impl HeldLease {
-    pub(super) fn new(tenure: Tenure, store: Arc<dyn LeaseStore>, failover_time: Duration) -> Self {
-        let standing = Standing { proven_at: tenure.proven_at(), lost: None, given_up: false };
+    fn new(tenure: Tenure, by: &Taker, pulse: Option<Arc<Pulse>>) -> Self {
+        let (proven_at, checked_at) = (tenure.proven_at(), Some(tenure.proven_at()));
+        let standing = Standing { proven_at, pulse, checked_at, lost: None, given_up: false };
         Self {
             key: tenure.row().key.clone(),
-            store,
-            failover_time,
+            store: by.store.clone(),
+            failover_time: by.failover_time,
+            heart: by.heart.clone(),
             writer: tokio::sync::Mutex::new(Writer { tenure, in_doubt: Vec::new() }),
             standing: Mutex::new(standing),
             ended: CancellationToken::new(),
@@ -78,13 +106,13 @@ impl HeldLease {
     }
 
     /// Claims `seen` for its holding to begin. A lost race is `Ok(None)`.
-    pub(super) async fn claim(
-        seen: &Lease,
-        me: &Claimant,
-        store: &Arc<dyn LeaseStore>,
-        failover_time: Duration,
-    ) -> Result<Option<(Lease, Self)>, LeaseError> {
-        let claim = seen.claim(me);
+    pub(super) async fn claim(seen: &Lease, by: &Taker) -> Result<Option<(Lease, Self)>, LeaseError> {
+        let Taker { me, store, .. } = by;
+        let pulse = by.heart.as_ref().and_then(|heart| heart.current());
+        let mut claim = seen.claim(me);
+        if let Some(pulse) = &pulse {
+            claim = claim.living_by(pulse.incarnation().clone());
+        }
         let sent_at = clock::now();
         let row = match store.claim(&claim).await {
             Ok(row) => row,
@@ -103,7 +131,7 @@ impl HeldLease {
             return Ok(None);
         };
         let row = tenure.row().clone();
-        Ok(Some((row, Self::new(tenure, store.clone(), failover_time))))
+        Ok(Some((row, Self::new(tenure, by, pulse))))
     }
 
     fn standing(&self) -> std::sync::MutexGuard<'_, Standing> {
@@ -111,20 +139,44 @@ impl HeldLease {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// When the last write that succeeded was sent.
-    pub(super) fn proven_at(&self) -> Instant {
-        self.standing().proven_at
-    }
-
     /// Until when nobody else may take the lease, unless it is renewed meanwhile.
     pub(super) fn valid_until(&self) -> Instant {
-        self.proven_at() + self.failover_time
+        self.standing().alive_at() + self.failover_time
+    }
+
+    /// When the row is to be written again, as things stand: `renew_after` the last write. With a heartbeat
+    /// that beats only if no look has shown the row to be ours for long, or if the beats fail for long.
+    pub(super) fn renewal_due(&self, renew_after: Duration) -> Instant {
+        let standing = self.standing();
+        let own = standing.proven_at + renew_after;
+        match (&standing.pulse, standing.checked_at) {
+            (Some(pulse), Some(checked_at)) if !pulse.is_broken() => {
+                let seen = standing.proven_at.max(checked_at) + self.failover_time;
+                seen.min(standing.alive_at() + self.failover_time * 3 / 4)
+            }
+            (Some(_), None) => standing.proven_at,
+            _ => own,
+        }
+    }
+
+    /// Writes the row, so that it is known to be ours for another `failover_time`. A lease whose heartbeat is
+    /// broken goes over to the one that beats now.
+    pub(super) async fn renew(&self) -> Result<(), WriteError> {
+        let next = self.heart.as_ref().and_then(|heart| heart.current());
+        self.write(|tenure| {
+            let next = next.as_ref().map(|pulse| pulse.incarnation());
+            match next.filter(|next| tenure.row().heartbeat.as_ref() != Some(next)) {
+                Some(next) => Ok(tenure.renewal().living_by(next.clone())),
+                None => Ok(tenure.renewal()),
+            }
+        })
+        .await
     }
 
     /// Why the lease is no longer held; none while it is. Reads the clock: past its validity it is lost.
     pub(super) fn why_lost(&self) -> Option<LeaseLost> {
         let mut standing = self.standing();
-        if standing.lost.is_none() && clock::now() >= standing.proven_at + self.failover_time {
+        if standing.lost.is_none() && clock::now() >= standing.alive_at() + self.failover_time {
             standing.lost = Some(LeaseLost::Expired);
             self.ended.cancel();
         }
@@ -209,18 +261,29 @@ impl HeldLease {
 
     /// Takes in the row as a look at the table showed it: another owner with a later counter ends the
     /// holding, and a request for the lease is noticed, before the next write would find out. A write under
-    /// way will find out by itself.
-    pub(super) fn observe(&self, row: &Lease) {
-        let Ok(mut writer) = self.writer.try_lock() else { return };
-        if writer.in_doubt.is_empty() && self.notice(&mut writer, row) {
-            return;
+    /// way will find out by itself. None if the look showed no row. Says whether the lease is in doubt, so
+    /// that it should be written at once: only if it may rest otherwise.
+    pub(super) fn observe(&self, row: Option<&Lease>) -> bool {
+        let Ok(mut writer) = self.writer.try_lock() else { return false };
+        let certain = writer.in_doubt.is_empty();
+        if certain && row.is_some_and(|row| self.notice(&mut writer, row)) {
+            self.standing().checked_at = Some(clock::now());
+            return false;
         }
         let tenure = &writer.tenure;
-        let another = row.holder() != Some(tenure.me()) || row.hands_over != tenure.row().hands_over;
-        if row.counter > tenure.row().counter && another && writer.in_doubt.is_empty() {
-            debug!(lease = %self.key, owner = ?row.owner, "the table shows another owner");
+        let later = row.is_some_and(|row| row.counter > tenure.row().counter);
+        let others = row
+            .is_none_or(|row| row.holder() != Some(tenure.me()) || row.hands_over != tenure.row().hands_over);
+        if certain && later && others {
+            debug!(lease = %self.key, owner = ?row.map(|row| &row.owner), "the table shows another owner");
             self.lose(LeaseLost::Stolen);
         }
+        // An older row that is ours is but a stale look.
+        let doubtful = self.heart.is_some() && (later || others);
+        if doubtful {
+            self.standing().checked_at = None;
+        }
+        doubtful
     }
 
     /// The row as this worker last wrote it, once no write is under way.
@@ -317,7 +380,16 @@ impl HeldLease {
     fn accept(&self, writer: &mut Writer, write: &LeaseWrite, sent_at: Instant) {
         writer.tenure.accept(write, sent_at);
         writer.in_doubt.clear();
-        self.standing().proven_at = writer.tenure.proven_at();
+        let mut standing = self.standing();
+        standing.proven_at = writer.tenure.proven_at();
+        standing.checked_at = Some(standing.proven_at);
+        let row = writer.tenure.row();
+        let lives_by = |pulse: &Arc<Pulse>| row.heartbeat.as_ref() == Some(pulse.incarnation());
+        if !standing.pulse.as_ref().is_some_and(lives_by) {
+            let current = self.heart.as_ref().and_then(|heart| heart.current());
+            standing.pulse = current.filter(lives_by);
+        }
+        drop(standing);
         // Under the writer's lock: a renewal that waits for it must not touch a row that is given up.
         if matches!(write.owner(), OwnerChange::Remove | OwnerChange::Transfer) {
             self.standing().given_up = true;

@@ -7,12 +7,13 @@ use async_trait::async_trait;
 use crate::{
     clock,
     core::{
+        heartbeat::{Incarnation, WorkerRow},
         lease::{HandOff, Lease, LeaseKey, LeaseWrite, OwnerChange},
         metrics::{Call, Metric},
         shard::{Shard, ShardId},
     },
     io::{
-        LeaseError, LeaseStore, Page, RecordSource, ShardFilter, ShardIterator, SourceError, StartFrom,
+        LeaseError, LeaseStore, Page, RecordSource, Rows, ShardFilter, ShardIterator, SourceError, StartFrom,
         StreamDescription,
     },
     worker::meter::Meter,
@@ -72,8 +73,8 @@ impl LeaseStore for Metered<dyn LeaseStore> {
         self.door.open(create).await
     }
 
-    async fn list(&self) -> Result<Vec<Lease>, LeaseError> {
-        self.run(Call::ListLeases, None, self.door.list()).await
+    async fn scan(&self) -> Result<Rows, LeaseError> {
+        self.run(Call::ListLeases, None, self.door.scan()).await
     }
 
     async fn get(&self, key: &LeaseKey) -> Result<Option<Lease>, LeaseError> {
@@ -94,12 +95,30 @@ impl LeaseStore for Metered<dyn LeaseStore> {
         self.run(call, Some(&shard), self.door.write(write)).await
     }
 
+    async fn claim(&self, claim: &LeaseWrite) -> Result<Lease, LeaseError> {
+        let shard = claim.key().shard();
+        self.run(Call::TakeLease, Some(&shard), self.door.claim(claim)).await
+    }
+
     async fn hand_off(&self, request: &HandOff) -> Result<(), LeaseError> {
         self.run(Call::AskForLease, None, self.door.hand_off(request)).await
     }
 
     async fn delete(&self, seen: &Lease) -> Result<bool, LeaseError> {
         self.run(Call::DeleteLease, None, self.door.delete(seen)).await
+    }
+
+    async fn worker(&self, incarnation: &Incarnation) -> Result<Option<WorkerRow>, LeaseError> {
+        self.run(Call::GetLease, None, self.door.worker(incarnation)).await
+    }
+
+    async fn beat(&self, row: &WorkerRow) -> Result<bool, LeaseError> {
+        // It renews all leases that live by it.
+        self.run(Call::RenewLease, None, self.door.beat(row)).await
+    }
+
+    async fn forget(&self, seen: &WorkerRow) -> Result<bool, LeaseError> {
+        self.run(Call::DeleteLease, None, self.door.forget(seen)).await
     }
 }
 

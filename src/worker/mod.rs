@@ -16,6 +16,7 @@ mod held_lease;
 mod meter;
 mod metered;
 mod processor;
+mod pulse;
 mod reader;
 mod renewer;
 mod reporter;

@@ -2,7 +2,8 @@
 //!
 //! In the task of the shard's consumer, apart from the user's code, and waiting for no channel: nothing there
 //! delays a renewal. A checkpoint
-//! counts as a renewal; an idle lease costs two writes in `failover_time`. KCL: `DynamoDBLeaseRenewer`,
+//! counts as a renewal; an idle lease costs two writes in `failover_time`, or none if the worker has a
+//! heartbeat of its own. KCL: `DynamoDBLeaseRenewer`,
 //! which renews three times in it and again for each checkpoint.
 
 use std::time::Duration;
@@ -30,10 +31,12 @@ pub(super) async fn keep(link: &ShardLink, config: &Config, rng: &mut impl Rng) 
         let write = link.write_due();
         // What is to be written soon anyway renews: not a moment before it is due.
         let early_now = if write.is_some() { Duration::ZERO } else { early };
-        let renewal = link.held.proven_at() + config.renew_after() - early_now;
+        let due = || {
+            let renewal = link.held.renewal_due(config.renew_after() - early_now);
+            write.map_or(renewal, |write| write.min(renewal)).max(not_before)
+        };
         let stall = link.busy_since().map(|since| since + config.stall_timeout);
-        let due = write.map_or(renewal, |write| write.min(renewal)).max(not_before);
-        let wake = stall.map_or(due, |stall| stall.min(due));
+        let wake = stall.map_or_else(&due, |stall| stall.min(due()));
         select! {
             biased;
             why = link.held.lost() => return why,
@@ -46,7 +49,8 @@ pub(super) async fn keep(link: &ShardLink, config: &Config, rng: &mut impl Rng) 
             link.held.lose(LeaseLost::Stalled);
             return LeaseLost::Stalled;
         }
-        if clock::now() < due {
+        // A heartbeat or a look may have put the renewal off meanwhile.
+        if clock::now() < due() {
             continue;
         }
         if config.balance == Balance::Throughput {
@@ -54,7 +58,7 @@ pub(super) async fn keep(link: &ShardLink, config: &Config, rng: &mut impl Rng) 
         }
         let result = match link.unwritten() {
             Some(_) => link.flush().await,
-            None => link.held.write(|tenure| Ok(tenure.renewal())).await,
+            None => link.held.renew().await,
         };
         match result {
             Ok(()) => {

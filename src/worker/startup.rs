@@ -20,7 +20,7 @@ use crate::{
         shard::Shard,
     },
     error::WorkerError,
-    io::{BoxError, LeaseError, LeaseStore, RecordSource, ShardFilter, SourceError, StartFrom},
+    io::{BoxError, LeaseError, LeaseStore, RecordSource, Rows, ShardFilter, SourceError, StartFrom},
     worker::{faults::Faults, renewer::cause},
 };
 
@@ -32,7 +32,7 @@ pub(super) struct Found {
     /// The stream's identity, for new lease rows.
     pub(super) identity: Arc<str>,
     /// The table as it is.
-    pub(super) leases: Vec<Lease>,
+    pub(super) rows: Rows,
     /// All shards of the stream.
     pub(super) listed: Vec<Shard>,
 }
@@ -63,13 +63,13 @@ pub(super) async fn check(
     }
     let create = config.lease_table == LeaseTable::CreateIfMissing;
     patiently(until, rng, "open the lease table", || store.open(create)).await?;
-    let leases = patiently(until, rng, "read the lease table", || store.list()).await?;
-    patiently(until, rng, "write the lease table", || probe(store, &leases)).await?;
+    let rows = patiently(until, rng, "read the lease table", || store.scan()).await?;
+    patiently(until, rng, "write the lease table", || probe(store, &rows.leases)).await?;
     let identity = stream.identity();
-    if let Some(why) = audit::belongs_elsewhere(&leases, &listed, &identity) {
+    if let Some(why) = audit::belongs_elsewhere(&rows.leases, &listed, &identity) {
         return Err(WorkerError::WrongTable { table: table.into(), why });
     }
-    Ok(Found { identity, leases, listed })
+    Ok(Found { identity, rows, listed })
 }
 
 /// Tries every call that the work needs, in a way that changes nothing, so that a refused permission is

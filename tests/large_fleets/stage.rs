@@ -13,10 +13,10 @@ use std::{
 
 use async_trait::async_trait;
 use kinesis_consumer::{
-    Checkpoint, Config, HandOff, InitialPosition, Lease, LeaseKey, LeaseWrite, Mark, Ordering, OwnerChange,
-    Record, Report, ShardId, Worker, WorkerError, WorkerHandle, WorkerId,
+    Checkpoint, Config, HandOff, Incarnation, InitialPosition, Lease, LeaseKey, LeaseWrite, Mark, Ordering,
+    OwnerChange, Record, Report, ShardId, Worker, WorkerError, WorkerHandle, WorkerId, WorkerRow,
     io::{
-        LeaseError, LeaseStore,
+        LeaseError, LeaseStore, Rows,
         memory::{MemoryLeaseStore, MemoryStream},
     },
 };
@@ -142,10 +142,10 @@ impl LeaseStore for Counted {
         self.table.open(create).await
     }
 
-    async fn list(&self) -> Result<Vec<Lease>, LeaseError> {
+    async fn scan(&self) -> Result<Rows, LeaseError> {
         tokio::time::sleep(LATENCY).await;
-        let rows = self.table.list().await?;
-        self.looked(rows.len());
+        let rows = self.table.scan().await?;
+        self.looked(rows.leases.len() + rows.workers.len());
         Ok(rows)
     }
 
@@ -193,6 +193,25 @@ impl LeaseStore for Counted {
         self.count(|calls| &calls.writes, 1);
         tokio::time::sleep(LATENCY).await;
         self.table.delete(seen).await
+    }
+
+    async fn worker(&self, incarnation: &Incarnation) -> Result<Option<WorkerRow>, LeaseError> {
+        self.count(|calls| &calls.gets, 1);
+        self.count(|calls| &calls.read_milliunits, 1000);
+        tokio::time::sleep(LATENCY).await;
+        self.table.worker(incarnation).await
+    }
+
+    async fn beat(&self, row: &WorkerRow) -> Result<bool, LeaseError> {
+        self.count(|calls| &calls.writes, 1);
+        tokio::time::sleep(LATENCY).await;
+        self.table.beat(row).await
+    }
+
+    async fn forget(&self, seen: &WorkerRow) -> Result<bool, LeaseError> {
+        self.count(|calls| &calls.writes, 1);
+        tokio::time::sleep(LATENCY).await;
+        self.table.forget(seen).await
     }
 }
 

@@ -24,6 +24,7 @@ use super::{
     line::{Line, Network, Quality},
     observer::{Observer, Rules},
     processor::{Seat, Temper},
+    script::Beats,
     shards::aggregate_by,
     tap::Tap,
     trace::short,
@@ -34,6 +35,7 @@ use super::{
 pub(crate) struct Setup {
     pub(crate) seed: u64,
     pub(crate) config: Config,
+    pub(crate) beats: Beats,
     pub(crate) shards: usize,
     pub(crate) temper: Temper,
     pub(crate) recording: bool,
@@ -60,6 +62,7 @@ impl Setup {
         Self {
             seed,
             config,
+            beats: Beats::Lease,
             shards,
             temper: Temper::default(),
             recording: true,
@@ -110,6 +113,8 @@ pub(crate) struct World {
     keys: BTreeMap<u32, u32>,
     payload: Bytes,
     known: BTreeSet<ShardId>,
+    /// A person has changed a row.
+    pub(crate) edited: bool,
     /// Endings that nobody asked for.
     pub(crate) endings: Vec<(usize, Ending)>,
 }
@@ -138,6 +143,7 @@ impl World {
             keys: BTreeMap::new(),
             payload: vec![0; setup.payload].into(),
             known: BTreeSet::new(),
+            edited: false,
             endings: Vec::new(),
             setup,
         };
@@ -189,6 +195,7 @@ impl World {
         let seed: u64 = self.rng.random();
         let seat = Seat::new(name, observer, self.setup.temper, seed);
         let no = seat.no;
+        let heartbeat = self.setup.beats.of_worker(no);
         let (table_faults, stream_faults) = (Faults::new(seed ^ 1), Faults::new(seed ^ 2));
         let tap = Tap { inner: self.store.clone(), seat: seat.clone() };
         let faulty = FaultyLeaseStore::new(tap, table_faults.clone());
@@ -203,7 +210,7 @@ impl World {
             .lease_store(Arc::new(table))
             .seed(seed)
             .freezer(&seat.freezer)
-            .config(Config { worker_id: Some(name.into()), ..config.clone() });
+            .config(Config { worker_id: Some(name.into()), heartbeat, ..config.clone() });
         let (worker, user) = faces::build(builder, face, &seat).expect("a valid configuration");
         let handle = worker.handle();
         let mut events = handle.events();
@@ -422,6 +429,14 @@ impl World {
         self.table.drop_table();
     }
 
+    pub(crate) fn delete_worker_row(&mut self, nth: usize) {
+        let rows = self.table.worker_rows();
+        if let Some(row) = rows.get(nth % rows.len().max(1)) {
+            self.observer.note("operator", || format!("deletes the row {}", row.incarnation));
+            self.table.remove_worker_row(&row.incarnation);
+        }
+    }
+
     pub(crate) fn delete_row(&mut self, nth: usize) {
         let rows = self.table.rows();
         if let Some(row) = rows.get(nth % rows.len().max(1)) {
@@ -449,6 +464,7 @@ impl World {
             Edit::Rewind => row.checkpoint = Checkpoint::TrimHorizon,
         }
         self.observer.note("operator", || format!("changes {}: {edit:?}", short(row.key.as_str())));
+        self.edited = true;
         self.observer.row_edited(&row.key.shard(), row.counter, edit == Edit::Rewind);
         self.table.put_row(row);
     }

@@ -9,9 +9,9 @@ use std::{
 
 use async_trait::async_trait;
 use kinesis_consumer::{
-    HandOff, Lease, LeaseKey, LeaseWrite, Shard, ShardId,
+    HandOff, Incarnation, Lease, LeaseKey, LeaseWrite, Shard, ShardId, WorkerRow,
     io::{
-        LeaseError, LeaseStore, Page, RecordSource, ShardFilter, ShardIterator, SourceError, StartFrom,
+        LeaseError, LeaseStore, Page, RecordSource, Rows, ShardFilter, ShardIterator, SourceError, StartFrom,
         StreamDescription,
     },
 };
@@ -139,9 +139,9 @@ impl<T: LeaseStore + Clone + 'static> LeaseStore for Line<T> {
         self.to_table("open", |table| async move { table.open(create).await }).await
     }
 
-    async fn list(&self) -> Result<Vec<Lease>, LeaseError> {
+    async fn scan(&self) -> Result<Rows, LeaseError> {
         self.observer().looks(&self.seat);
-        self.to_table("list", |table| async move { table.list().await }).await
+        self.to_table("scan", |table| async move { table.scan().await }).await
     }
 
     async fn get(&self, key: &LeaseKey) -> Result<Option<Lease>, LeaseError> {
@@ -172,6 +172,21 @@ impl<T: LeaseStore + Clone + 'static> LeaseStore for Line<T> {
     async fn delete(&self, seen: &Lease) -> Result<bool, LeaseError> {
         let seen = seen.clone();
         self.to_table("delete", |table| async move { table.delete(&seen).await }).await
+    }
+
+    async fn worker(&self, incarnation: &Incarnation) -> Result<Option<WorkerRow>, LeaseError> {
+        let incarnation = incarnation.clone();
+        self.to_table("worker", |table| async move { table.worker(&incarnation).await }).await
+    }
+
+    async fn beat(&self, row: &WorkerRow) -> Result<bool, LeaseError> {
+        let row = row.clone();
+        self.to_table("beat", |table| async move { table.beat(&row).await }).await
+    }
+
+    async fn forget(&self, seen: &WorkerRow) -> Result<bool, LeaseError> {
+        let seen = seen.clone();
+        self.to_table("forget", |table| async move { table.forget(&seen).await }).await
     }
 }
 

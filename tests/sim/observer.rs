@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use kinesis_consumer::{Checkpoint, ClaimReason, HandOff, Lease, LeaseWrite, ShardId, io::Page};
+use kinesis_consumer::{Checkpoint, ClaimReason, HandOff, Lease, LeaseWrite, ShardId, WorkerRow, io::Page};
 use tokio::time::Instant;
 
 use super::{
@@ -79,6 +79,7 @@ impl Observer {
             keys: Keys::default(),
             rows: BTreeMap::new(),
             tenures: BTreeMap::new(),
+            pulses: BTreeMap::new(),
             instances: Vec::new(),
             pinned: 0,
             counts: Counts::default(),
@@ -239,6 +240,10 @@ impl Observer {
         after: &Lease,
     ) {
         self.lock().wrote(seat, sent, write, before, after);
+    }
+
+    pub(crate) fn beat(&self, seat: &Seat, sent: Instant, row: &WorkerRow) {
+        self.lock().beat(seat, sent, row);
     }
 
     /// The worker says that it took a lease, and why.

@@ -5,7 +5,9 @@ use std::{
     fmt,
 };
 
-use kinesis_consumer::{Checkpoint, Lease, LeaseWrite, Mark, OwnerChange, ShardId, WorkerId};
+use kinesis_consumer::{
+    Checkpoint, Incarnation, Lease, LeaseWrite, Mark, OwnerChange, ShardId, WorkerId, WorkerRow,
+};
 use tokio::time::Instant;
 
 use super::{
@@ -25,6 +27,8 @@ pub(super) struct State {
     pub(super) keys: Keys,
     pub(super) rows: BTreeMap<ShardId, RowLog>,
     pub(super) tenures: BTreeMap<(usize, ShardId), Tenure>,
+    /// Until when leases are valid that live by a heartbeat, as long as that is unbroken.
+    pub(super) pulses: BTreeMap<Incarnation, Instant>,
     pub(super) instances: Vec<Instance>,
     /// The latest start that a row was pinned to: what arrived since then must not be missed.
     pub(super) pinned: u64,
@@ -47,8 +51,11 @@ pub(super) struct RowLog {
 /// One holding of one lease by one instance.
 #[derive(Debug)]
 pub(super) struct Tenure {
-    /// Others may take the lease from then on: nothing is to be delivered any more.
+    /// Others may take the lease from then on, unless its heartbeat moves: nothing is to be delivered any
+    /// more.
     pub(super) valid_until: Instant,
+    /// What the row says that the lease lives by.
+    pub(super) heartbeat: Option<Incarnation>,
     /// The lease was given up, or the shard ended.
     pub(super) over: bool,
     /// The last record before this holding; those of a start at a time may begin earlier.
@@ -129,6 +136,28 @@ impl State {
         }
     }
 
+    /// A beat has taken effect. One that does so after the heartbeat's validity is no sign of life: others may
+    /// have taken the leases in between, without a trace in that row.
+    pub(super) fn beat(&mut self, seat: &Seat, sent: Instant, row: &WorkerRow) {
+        self.counts.writes += 1;
+        let valid_until = sent + self.rules.failover_time;
+        if !row.incarnation.is_of(&seat.name.as_str().into()) {
+            self.violate(&seat.name, format!("beats for {}", row.incarnation));
+        }
+        match self.pulses.get_mut(&row.incarnation) {
+            None => drop(self.pulses.insert(row.incarnation.clone(), valid_until)),
+            Some(until) if Instant::now() < *until => *until = valid_until.max(*until),
+            Some(_) => {}
+        }
+        self.note(&seat.name, || format!("beats {} of {}", row.counter, row.incarnation));
+    }
+
+    /// Until when nobody may take a lease from its holder.
+    fn valid_until(&self, tenure: &Tenure) -> Instant {
+        let pulse = tenure.heartbeat.as_ref().and_then(|heartbeat| self.pulses.get(heartbeat));
+        pulse.map_or(tenure.valid_until, |until| tenure.valid_until.max(*until))
+    }
+
     pub(super) fn wrote(
         &mut self,
         seat: &Seat,
@@ -167,6 +196,7 @@ impl State {
                 }
                 if let Some(tenure) = self.tenures.get_mut(&(seat.no, shard.clone())) {
                     tenure.valid_until = tenure.valid_until.max(valid_until);
+                    tenure.heartbeat = after.lives_by().cloned();
                     tenure.over |= gone;
                 }
             }
@@ -197,7 +227,7 @@ impl State {
         let took_alive = !edited
             && holder.filter(|no| *no != seat.no).is_some_and(|no| {
                 let tenure = self.tenures.get(&(no, shard.clone()));
-                tenure.is_some_and(|tenure| !tenure.over && Instant::now() < tenure.valid_until)
+                tenure.is_some_and(|tenure| !tenure.over && Instant::now() < self.valid_until(tenure))
             });
         if took_alive {
             self.counts.stolen_alive += 1;
@@ -214,6 +244,7 @@ impl State {
         let acked_through = after.checkpoint.position().map_or(0, number);
         let tenure = Tenure {
             valid_until,
+            heartbeat: after.lives_by().cloned(),
             over: false,
             base,
             exact,
@@ -266,7 +297,7 @@ impl State {
             None => Some("without a lease".to_owned()),
             Some(tenure) if tenure.over => Some("after it gave the lease up".to_owned()),
             Some(tenure) => Instant::now()
-                .checked_duration_since(tenure.valid_until)
+                .checked_duration_since(self.valid_until(tenure))
                 .map(|late| format!("{late:?} after its lease could have been taken")),
         };
         if let Some(late) = late {

@@ -8,9 +8,9 @@ use std::{
 
 use async_trait::async_trait;
 use kinesis_consumer::{
-    HandOff, Lease, LeaseKey, LeaseWrite, OwnerChange, Shard, ShardId,
+    HandOff, Incarnation, Lease, LeaseKey, LeaseWrite, OwnerChange, Shard, ShardId, WorkerRow,
     io::{
-        LeaseError, LeaseStore, Page, RecordSource, ShardFilter, ShardIterator, SourceError, StartFrom,
+        LeaseError, LeaseStore, Page, RecordSource, Rows, ShardFilter, ShardIterator, SourceError, StartFrom,
         StreamDescription,
         memory::{MemoryLeaseStore, MemoryStream},
     },
@@ -19,6 +19,7 @@ use kinesis_consumer::{
 use super::{
     fleet::{Setup, World},
     processor::Temper,
+    script::Beats,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -34,6 +35,10 @@ enum Lie {
     NoReleases,
     /// Shows every counter as it was at first.
     OldCounters,
+    /// Says that it wrote a heartbeat, and does not.
+    NoBeats,
+    /// Shows every heartbeat as it was at first, but not to a consistent read.
+    OldBeats,
 }
 
 #[derive(Debug)]
@@ -49,10 +54,13 @@ impl LeaseStore for Liar {
         self.table.open(create).await
     }
 
-    async fn list(&self) -> Result<Vec<Lease>, LeaseError> {
-        let rows = self.table.list().await?;
+    async fn scan(&self) -> Result<Rows, LeaseError> {
+        let Rows { leases, mut workers } = self.table.scan().await?;
+        if self.lie == Lie::OldBeats {
+            workers.iter_mut().for_each(|row| row.counter = 0);
+        }
         if self.lie != Lie::OldCounters {
-            return Ok(rows);
+            return Ok(Rows { leases, workers });
         }
         let mut first = self.first.lock().expect("no panic");
         let old = |row: Lease| {
@@ -63,7 +71,7 @@ impl LeaseStore for Liar {
             }
             Lease { counter: known.counter, ..row }
         };
-        Ok(rows.into_iter().map(old).collect())
+        Ok(Rows { leases: leases.into_iter().map(old).collect(), workers })
     }
 
     async fn get(&self, key: &LeaseKey) -> Result<Option<Lease>, LeaseError> {
@@ -92,6 +100,21 @@ impl LeaseStore for Liar {
 
     async fn delete(&self, seen: &Lease) -> Result<bool, LeaseError> {
         self.table.delete(seen).await
+    }
+
+    async fn worker(&self, incarnation: &Incarnation) -> Result<Option<WorkerRow>, LeaseError> {
+        self.table.worker(incarnation).await
+    }
+
+    async fn beat(&self, row: &WorkerRow) -> Result<bool, LeaseError> {
+        if self.lie == Lie::NoBeats && row.counter > 0 {
+            return Ok(true);
+        }
+        self.table.beat(row).await
+    }
+
+    async fn forget(&self, seen: &WorkerRow) -> Result<bool, LeaseError> {
+        self.table.forget(seen).await
     }
 }
 
@@ -221,6 +244,29 @@ async fn a_table_that_does_not_release_is_caught() {
 #[tokio::test(start_paused = true)]
 async fn a_table_whose_counters_stand_still_is_caught() {
     says(&with_liar(Lie::OldCounters).await, "as Expired from a living holder");
+}
+
+async fn with_liar_of_beats(lie: Lie) -> String {
+    violations(|world| {
+        world.setup.beats = Beats::Worker;
+        world.store = Arc::new(Liar { table: world.table.clone(), lie, first: Mutex::default() });
+    })
+    .await
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_heartbeats_and_without_sabotage_there_is_nothing_to_say() {
+    assert_eq!(violations(|world| world.setup.beats = Beats::Worker).await, "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_table_that_does_not_write_heartbeats_is_caught() {
+    says(&with_liar_of_beats(Lie::NoBeats).await, "after its lease could have been taken");
+}
+
+#[tokio::test(start_paused = true)]
+async fn stale_looks_at_heartbeats_take_no_lease_from_a_living_holder() {
+    assert_eq!(with_liar_of_beats(Lie::OldBeats).await, "");
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@
 
 use std::{fmt, time::Duration};
 
-use kinesis_consumer::{Config, InitialPosition, OnShutdown, io::faulty::Fault};
+use kinesis_consumer::{Config, Heartbeat, InitialPosition, OnShutdown, io::faulty::Fault};
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
 use super::{
@@ -70,6 +70,7 @@ pub(crate) enum Step {
         millis: u64,
     },
     DropTable,
+    DeleteWorkerRow(usize),
     DeleteRow(usize),
     EditRow(usize, Edit),
 }
@@ -112,6 +113,7 @@ pub(crate) struct Script {
 impl fmt::Display for Script {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { setup, workers, rate, length, steps } = self;
+        writeln!(f, "heartbeats: {:?}", setup.beats)?;
         let (records, every) = rate;
         writeln!(f, "{workers} workers, {} shards, {records} records every {every} ms", setup.shards)?;
         writeln!(f, "{:?}, {} records in one", setup.faces, setup.aggregated)?;
@@ -178,6 +180,12 @@ impl Script {
                 steps.push((rng.random_range(0..length), step(*kind, failover, rng)));
             }
         }
+        // Drawn apart: a seed makes the same of everything else under each kind of heartbeat.
+        let (beats, apart) = (Beats::of(seed), &mut StdRng::seed_from_u64(seed ^ 0xbea7));
+        if beats != Beats::Lease && kinds.contains(&Kind::Operator) {
+            let row = |rng: &mut StdRng| Step::DeleteWorkerRow(rng.random_range(0..64));
+            steps.extend((0..2).map(|_| (apart.random_range(0..length), row(apart))));
+        }
         steps.sort_by_key(|(at, _)| *at);
         let slow = if rng.random_bool(0.5) { rng.random_range(0..300) } else { 0 };
         let later = if rng.random_bool(0.2) { rng.random_range(0.0..1.0) } else { 0.0 };
@@ -191,9 +199,44 @@ impl Script {
             _ => vec![Face::Processor],
         };
         let aggregated = if rng.random_bool(0.2) { rng.random_range(2..=5) } else { 1 };
-        let setup = Setup { faces, aggregated, recording: false, config, temper, ..Setup::new(seed, shards) };
+        let setup =
+            Setup { faces, aggregated, recording: false, config, beats, temper, ..Setup::new(seed, shards) };
         let rate = (rng.random_range(1..=5), rng.random_range(50..=500));
         Self { setup, workers, rate, length, steps }
+    }
+}
+
+/// What the leases of a fleet live by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Beats {
+    Lease,
+    Worker,
+    /// Some of its workers have a heartbeat, as while a fleet changes over.
+    Mixed,
+}
+
+impl Beats {
+    fn of(seed: u64) -> Self {
+        match std::env::var("SIM_HEARTBEAT").as_deref() {
+            Ok("lease") => Self::Lease,
+            Ok("worker") => Self::Worker,
+            Ok("mixed") => Self::Mixed,
+            Ok(other) => panic!("SIM_HEARTBEAT is lease, worker or mixed, not {other}"),
+            Err(_) => match StdRng::seed_from_u64(seed ^ 0xbea8).random_range(0..5) {
+                0 | 1 => Self::Lease,
+                2 | 3 => Self::Worker,
+                _ => Self::Mixed,
+            },
+        }
+    }
+
+    /// What the leases of one worker live by, the `no`th that starts.
+    pub(crate) fn of_worker(self, no: usize) -> Heartbeat {
+        match self {
+            Self::Worker => Heartbeat::Worker,
+            Self::Mixed if no.is_multiple_of(2) => Heartbeat::Worker,
+            Self::Lease | Self::Mixed => Heartbeat::Lease,
+        }
     }
 }
 

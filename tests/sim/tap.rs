@@ -4,9 +4,9 @@ use std::{future::Future, sync::Arc};
 
 use async_trait::async_trait;
 use kinesis_consumer::{
-    HandOff, Lease, LeaseKey, LeaseWrite, Shard, ShardId,
+    HandOff, Incarnation, Lease, LeaseKey, LeaseWrite, Shard, ShardId, WorkerRow,
     io::{
-        LeaseError, LeaseStore, Page, RecordSource, ShardFilter, ShardIterator, SourceError, StartFrom,
+        LeaseError, LeaseStore, Page, RecordSource, Rows, ShardFilter, ShardIterator, SourceError, StartFrom,
         StreamDescription,
     },
 };
@@ -37,8 +37,8 @@ impl LeaseStore for Tap<dyn LeaseStore> {
         self.inner.open(create).await
     }
 
-    async fn list(&self) -> Result<Vec<Lease>, LeaseError> {
-        self.inner.list().await
+    async fn scan(&self) -> Result<Rows, LeaseError> {
+        self.inner.scan().await
     }
 
     async fn get(&self, key: &LeaseKey) -> Result<Option<Lease>, LeaseError> {
@@ -76,6 +76,24 @@ impl LeaseStore for Tap<dyn LeaseStore> {
             self.seat.observer.deleted(&self.seat, &row);
         }
         deleted
+    }
+
+    async fn worker(&self, incarnation: &Incarnation) -> Result<Option<WorkerRow>, LeaseError> {
+        self.inner.worker(incarnation).await
+    }
+
+    async fn beat(&self, row: &WorkerRow) -> Result<bool, LeaseError> {
+        let result = self.inner.beat(row).await;
+        // What the table shows counts, not what it says.
+        let now = self.inner.worker(&row.incarnation).await.ok().flatten();
+        if now.as_ref() == Some(row) {
+            self.seat.observer.beat(&self.seat, sent(), row);
+        }
+        result
+    }
+
+    async fn forget(&self, seen: &WorkerRow) -> Result<bool, LeaseError> {
+        self.inner.forget(seen).await
     }
 }
 

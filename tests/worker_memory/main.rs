@@ -7,6 +7,7 @@ mod failures;
 mod fleet;
 mod health;
 mod health_file;
+mod heartbeats;
 mod logs;
 mod metrics;
 mod operator;

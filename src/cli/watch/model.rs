@@ -147,7 +147,8 @@ impl Model {
     pub(super) fn states(&self, now: Instant) -> Vec<(&Lease, State)> {
         let state = |seen| {
             let seen: &crate::core::lease_view::Seen = seen;
-            let silent = matches!(seen.standing(self.failover_time, now), Standing::Expired { .. });
+            let silent =
+                matches!(self.view.standing(seen, self.failover_time, now), Standing::Expired { .. });
             let find = |shard: &crate::core::shard::ShardId| self.view.get(&shard.into());
             (&seen.lease, lease_state::state(&seen.lease, find, silent))
         };

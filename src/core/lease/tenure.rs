@@ -13,6 +13,7 @@ use std::{
 use bytes::Bytes;
 
 use crate::core::{
+    heartbeat::Incarnation,
     lease::{Checkpoint, Claimant, Lease, LeaseKey, PendingCheckpoint, Reset, WorkerId},
     shard::ShardId,
 };
@@ -31,6 +32,7 @@ impl Lease {
             mark: None,
             children: BTreeSet::new(),
             throughput_kbps: None,
+            heartbeat: None,
         }
     }
 
@@ -57,11 +59,16 @@ impl Lease {
         let mut row = self.clone();
         row.counter = write.expected + 1;
         match &write.owner {
-            OwnerChange::Keep => {}
+            OwnerChange::Keep => {
+                if write.heartbeat.is_some() {
+                    row.heartbeat.clone_from(&write.heartbeat);
+                }
+            }
             OwnerChange::Set { owner, switched } => {
                 row.owner = Some(owner.clone());
                 row.checkpoint_owner = None;
                 row.hands_over.clone_from(&write.claimant);
+                row.heartbeat.clone_from(&write.heartbeat);
                 row.owner_switches += u64::from(*switched);
             }
             OwnerChange::Leave => row.left_at = Some(row.counter),
@@ -161,6 +168,8 @@ pub struct LeaseWrite {
     mark: Option<Mark>,
     children: BTreeSet<ShardId>,
     throughput_kbps: Option<f64>,
+    /// The worker row that the lease lives by from now on.
+    heartbeat: Option<Incarnation>,
 }
 
 /// What a write does to the owner.
@@ -209,6 +218,7 @@ impl LeaseWrite {
             mark,
             children: BTreeSet::new(),
             throughput_kbps: None,
+            heartbeat: None,
         }
     }
 
@@ -266,6 +276,17 @@ impl LeaseWrite {
         self.throughput_kbps
     }
 
+    /// The worker row by which the lease lives from now on. None with a claim: it is renewed by itself; none
+    /// with another write: that stays as it is.
+    pub fn heartbeat(&self) -> Option<&Incarnation> {
+        self.heartbeat.as_ref()
+    }
+
+    /// The same claim or renewal, of a lease that lives by the heartbeat of its holder from now on.
+    pub fn living_by(self, heartbeat: Incarnation) -> Self {
+        Self { heartbeat: Some(heartbeat), ..self }
+    }
+
     /// Whether `row` meets the condition of this write.
     pub fn is_allowed_on(&self, row: &Lease) -> bool {
         let held = row.holder() == self.holder.as_ref() && row.checkpoint_owner == self.handing_over;
@@ -279,9 +300,11 @@ impl LeaseWrite {
     pub fn took_effect_on(&self, row: &Lease, me: &WorkerId) -> bool {
         // A request for the lease may have come after the write: it leaves the holder and the counter.
         let owned = match &self.owner {
-            OwnerChange::Keep => row.holder() == Some(me),
+            OwnerChange::Keep => {
+                row.holder() == Some(me) && (self.heartbeat.is_none() || row.heartbeat == self.heartbeat)
+            }
             OwnerChange::Leave => row.holder() == Some(me) && row.is_left(),
-            OwnerChange::Set { owner, .. } => row.holder() == Some(owner),
+            OwnerChange::Set { owner, .. } => row.holder() == Some(owner) && row.heartbeat == self.heartbeat,
             OwnerChange::Remove => row.holder().is_none(),
             OwnerChange::Transfer => row.holder().is_some_and(|holder| holder != me),
         };
@@ -372,6 +395,7 @@ impl Tenure {
             mark: None,
             children: BTreeSet::new(),
             throughput_kbps: self.throughput_kbps,
+            heartbeat: None,
         }
     }
 

@@ -13,8 +13,11 @@ use async_trait::async_trait;
 
 use crate::{
     clock,
-    core::lease::{HandOff, Lease, LeaseKey, LeaseWrite},
-    io::{LeaseError, LeaseStore},
+    core::{
+        heartbeat::{Incarnation, WorkerRow},
+        lease::{HandOff, Lease, LeaseKey, LeaseWrite},
+    },
+    io::{LeaseError, LeaseStore, Rows},
 };
 
 /// A lease table in memory. Clones share the table, as workers do.
@@ -26,11 +29,10 @@ pub struct MemoryLeaseStore(Arc<Mutex<Table>>);
 
 #[derive(Debug, Default)]
 struct Table {
-    /// None before it is made.
-    rows: Option<BTreeMap<LeaseKey, Lease>>,
+    made: bool,
+    leases: Kept<LeaseKey, Lease>,
+    workers: Kept<Incarnation, WorkerRow>,
     staleness: Duration,
-    /// What each recent change replaced, oldest first: scans undo what is too new for them to see.
-    replaced: VecDeque<(Instant, LeaseKey, Option<Lease>)>,
 }
 
 impl MemoryLeaseStore {
@@ -46,31 +48,45 @@ impl MemoryLeaseStore {
     pub fn set_scan_staleness(&self, staleness: Duration) {
         let mut table = self.lock();
         table.staleness = staleness;
-        table.replaced.clear();
+        table.leases.replaced.clear();
+        table.workers.replaced.clear();
     }
 
-    /// All rows as they are, ordered by key; none without a table.
+    /// All leases as they are, ordered by key; none without a table.
     pub fn rows(&self) -> Vec<Lease> {
-        self.lock().rows.iter().flat_map(BTreeMap::values).cloned().collect()
+        self.lock().leases.rows.values().cloned().collect()
+    }
+
+    /// All worker rows as they are, ordered by key; none without a table.
+    pub fn worker_rows(&self) -> Vec<WorkerRow> {
+        self.lock().workers.rows.values().cloned().collect()
     }
 
     /// Puts a row whatever was there, as a person with a console would; makes the table if need be.
     pub fn put_row(&self, row: Lease) {
         let mut table = self.lock();
-        table.rows.get_or_insert_default();
-        table.replace(row.key.clone(), Some(row));
+        table.made = true;
+        table.put(row);
     }
 
     /// Removes a row, whoever holds the lease, and returns it.
     pub fn remove_row(&self, key: &LeaseKey) -> Option<Lease> {
-        self.lock().replace(key.clone(), None)
+        let mut table = self.lock();
+        let staleness = table.staleness;
+        table.leases.replace(key.clone(), None, staleness)
+    }
+
+    /// Removes a worker row, although the worker may live, and returns it.
+    pub fn remove_worker_row(&self, incarnation: &Incarnation) -> Option<WorkerRow> {
+        let mut table = self.lock();
+        let staleness = table.staleness;
+        table.workers.replace(incarnation.clone(), None, staleness)
     }
 
     /// Deletes the whole table, rows and all.
     pub fn drop_table(&self) {
         let mut table = self.lock();
-        table.rows = None;
-        table.replaced.clear();
+        *table = Table { staleness: table.staleness, ..Table::default() };
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -79,20 +95,48 @@ impl MemoryLeaseStore {
 }
 
 impl Table {
-    fn rows(&self) -> Result<&BTreeMap<LeaseKey, Lease>, LeaseError> {
-        self.rows.as_ref().ok_or_else(|| LeaseError::NoTable { table: "in memory".into() })
+    fn check(&self) -> Result<(), LeaseError> {
+        if self.made { Ok(()) } else { Err(LeaseError::NoTable { table: "in memory".into() }) }
     }
 
+    fn lease(&self, key: &LeaseKey) -> Result<Option<&Lease>, LeaseError> {
+        self.check()?;
+        Ok(self.leases.rows.get(key))
+    }
+
+    fn worker(&self, incarnation: &Incarnation) -> Result<Option<&WorkerRow>, LeaseError> {
+        self.check()?;
+        Ok(self.workers.rows.get(incarnation))
+    }
+
+    fn put(&mut self, row: Lease) {
+        self.leases.replace(row.key.clone(), Some(row), self.staleness);
+    }
+}
+
+/// Rows, and what each recent change replaced, oldest first: scans undo what is too new for them to see.
+#[derive(Debug)]
+struct Kept<K, R> {
+    rows: BTreeMap<K, R>,
+    replaced: VecDeque<(Instant, K, Option<R>)>,
+}
+
+impl<K, R> Default for Kept<K, R> {
+    fn default() -> Self {
+        Self { rows: BTreeMap::new(), replaced: VecDeque::new() }
+    }
+}
+
+impl<K: Ord + Clone, R: Clone> Kept<K, R> {
     /// Changes one row and remembers what was there for as long as scans may show it.
-    fn replace(&mut self, key: LeaseKey, row: Option<Lease>) -> Option<Lease> {
-        let rows = self.rows.as_mut()?;
+    fn replace(&mut self, key: K, row: Option<R>, staleness: Duration) -> Option<R> {
         let before = match row {
-            Some(row) => rows.insert(key.clone(), row),
-            None => rows.remove(&key),
+            Some(row) => self.rows.insert(key.clone(), row),
+            None => self.rows.remove(&key),
         };
-        if !self.staleness.is_zero() {
+        if !staleness.is_zero() {
             let now = clock::now();
-            while self.replaced.front().is_some_and(|(at, ..)| *at + self.staleness <= now) {
+            while self.replaced.front().is_some_and(|(at, ..)| *at + staleness <= now) {
                 self.replaced.pop_front();
             }
             self.replaced.push_back((now, key, before.clone()));
@@ -101,11 +145,11 @@ impl Table {
     }
 
     /// The rows as a scan sees them.
-    fn scan(&self) -> Result<Vec<Lease>, LeaseError> {
-        let mut rows = self.rows()?.clone();
+    fn scan(&self, staleness: Duration) -> Vec<R> {
+        let mut rows = self.rows.clone();
         let now = clock::now();
         for (at, key, before) in self.replaced.iter().rev() {
-            if *at + self.staleness <= now {
+            if *at + staleness <= now {
                 break;
             }
             match before {
@@ -113,7 +157,7 @@ impl Table {
                 None => rows.remove(key),
             };
         }
-        Ok(rows.into_values().collect())
+        rows.into_values().collect()
     }
 }
 
@@ -121,54 +165,81 @@ impl Table {
 impl LeaseStore for MemoryLeaseStore {
     async fn open(&self, create: bool) -> Result<(), LeaseError> {
         let mut table = self.lock();
-        if create {
-            table.rows.get_or_insert_default();
-        }
-        table.rows().map(drop)
+        table.made |= create;
+        table.check()
     }
 
-    async fn list(&self) -> Result<Vec<Lease>, LeaseError> {
-        self.lock().scan()
+    async fn scan(&self) -> Result<Rows, LeaseError> {
+        let table = self.lock();
+        table.check()?;
+        let staleness = table.staleness;
+        Ok(Rows { leases: table.leases.scan(staleness), workers: table.workers.scan(staleness) })
     }
 
     async fn get(&self, key: &LeaseKey) -> Result<Option<Lease>, LeaseError> {
-        Ok(self.lock().rows()?.get(key).cloned())
+        Ok(self.lock().lease(key)?.cloned())
     }
 
     async fn create(&self, lease: &Lease) -> Result<bool, LeaseError> {
         let mut table = self.lock();
-        if table.rows()?.contains_key(&lease.key) {
-            return Ok(false);
+        let absent = table.lease(&lease.key)?.is_none();
+        if absent {
+            table.put(lease.clone());
         }
-        table.replace(lease.key.clone(), Some(lease.clone()));
-        Ok(true)
+        Ok(absent)
     }
 
     async fn write(&self, write: &LeaseWrite) -> Result<(), LeaseError> {
         let mut table = self.lock();
-        let row = match table.rows()?.get(write.key()) {
+        let row = match table.lease(write.key())? {
             Some(row) if write.is_allowed_on(row) => row.after(write),
             _ => return Err(LeaseError::Conflict(write.key().clone())),
         };
-        table.replace(row.key.clone(), Some(row));
+        table.put(row);
         Ok(())
     }
 
     async fn hand_off(&self, request: &HandOff) -> Result<(), LeaseError> {
         let mut table = self.lock();
-        let row = match table.rows()?.get(request.key()) {
+        let row = match table.lease(request.key())? {
             Some(row) if request.is_allowed_on(row) => row.after_request(request),
             _ => return Err(LeaseError::Conflict(request.key().clone())),
         };
-        table.replace(row.key.clone(), Some(row));
+        table.put(row);
         Ok(())
     }
 
     async fn delete(&self, seen: &Lease) -> Result<bool, LeaseError> {
         let mut table = self.lock();
-        let unchanged = table.rows()?.get(&seen.key).is_some_and(|row| row.counter == seen.counter);
+        let unchanged = table.lease(&seen.key)?.is_some_and(|row| row.counter == seen.counter);
+        let staleness = table.staleness;
         if unchanged {
-            table.replace(seen.key.clone(), None);
+            table.leases.replace(seen.key.clone(), None, staleness);
+        }
+        Ok(unchanged)
+    }
+
+    async fn worker(&self, incarnation: &Incarnation) -> Result<Option<WorkerRow>, LeaseError> {
+        Ok(self.lock().worker(incarnation)?.cloned())
+    }
+
+    async fn beat(&self, row: &WorkerRow) -> Result<bool, LeaseError> {
+        let mut table = self.lock();
+        let known = table.worker(&row.incarnation)?.map(|row| row.counter);
+        let allowed = known.map_or(row.counter == 0, |counter| counter < row.counter);
+        let staleness = table.staleness;
+        if allowed {
+            table.workers.replace(row.incarnation.clone(), Some(row.clone()), staleness);
+        }
+        Ok(allowed)
+    }
+
+    async fn forget(&self, seen: &WorkerRow) -> Result<bool, LeaseError> {
+        let mut table = self.lock();
+        let unchanged = table.worker(&seen.incarnation)? == Some(seen);
+        let staleness = table.staleness;
+        if unchanged {
+            table.workers.replace(seen.incarnation.clone(), None, staleness);
         }
         Ok(unchanged)
     }
@@ -210,6 +281,6 @@ mod tests {
             table.put_row(row("a", counter));
             clock::sleep(Duration::from_millis(300)).await;
         }
-        assert!(table.lock().replaced.len() <= 4);
+        assert!(table.lock().leases.replaced.len() <= 4);
     }
 }

@@ -1,6 +1,6 @@
 //! Claims and requests: takes the leases that `balance` chose, and starts their shards.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::task::JoinSet;
@@ -12,16 +12,16 @@ use crate::{
     config::{InitialPosition, OnShutdown},
     core::{
         balance::{Claim, Reason},
-        lease::{Checkpoint, Claimant, HandOff, Lease, LeaseKey},
+        lease::{Checkpoint, HandOff, Lease, LeaseKey},
         metrics::Metric,
     },
     error::WorkerError,
-    io::{LeaseError, LeaseStore},
+    io::LeaseError,
     worker::{
         consumer::Consumer,
         coordinator::CALLS_AT_ONCE,
         events::Event,
-        held_lease::HeldLease,
+        held_lease::{HeldLease, Taker},
         reader,
         renewer::cause,
         shard_link::{ShardLink, Terms},
@@ -43,8 +43,7 @@ impl Coordinator {
             while under_way.len() < CALLS_AT_ONCE {
                 let Some(claim) = waiting.next() else { break };
                 let Some(seen) = self.view.get(&claim.key).cloned() else { continue };
-                let (me, store) = (self.claimant(), self.parts.store.clone());
-                let failover_time = self.parts.config.failover_time;
+                let taker = self.taker();
                 let absent = self.absent_parents(&seen);
                 // Whether a parent without a row is to be read first is still to be found out.
                 let settled = |parent: &LeaseKey| self.settled_parents.contains(&parent.shard());
@@ -56,7 +55,7 @@ impl Coordinator {
                     continue;
                 }
                 under_way.spawn(self.parts.gate.pass(async move {
-                    let won = claim_one(&seen, &absent, &me, &store, failover_time).await;
+                    let won = claim_one(&seen, &absent, &taker).await;
                     (claim, won)
                 }));
             }
@@ -85,6 +84,17 @@ impl Coordinator {
                 }
             }
         }
+    }
+
+    /// This worker, as one that claims a lease to work on it.
+    fn taker(&mut self) -> Taker {
+        Taker { heart: self.pulse.heart(), ..self.taker_of_one() }
+    }
+
+    /// The same, but for a lease that is only to be given up: it is not to live by the heartbeat.
+    pub(super) fn taker_of_one(&mut self) -> Taker {
+        let (me, store) = (self.claimant(), self.parts.store.clone());
+        Taker { me, store, failover_time: self.parts.config.failover_time, heart: None }
     }
 
     /// Asks holders for their leases. A request that fails or comes too late is made again at the next look.
@@ -215,21 +225,16 @@ impl Coordinator {
 
 /// Takes back a request that has not been met; a lease that was handed over in this moment is given up.
 /// What fails here expires.
-pub(super) async fn withdraw(
-    ask: HandOff,
-    me: Claimant,
-    store: Arc<dyn LeaseStore>,
-    failover_time: Duration,
-) {
-    let key = ask.key().clone();
+pub(super) async fn withdraw(ask: HandOff, taker: Taker) {
+    let (key, store) = (ask.key().clone(), taker.store.clone());
     if store.hand_off(&ask.withdrawn()).await.is_ok() {
         debug!(lease = %key, "request withdrawn");
         return;
     }
     let Ok(Some(row)) = store.get(&key).await else { return };
-    if row.owner.as_ref() == Some(me.worker())
+    if row.owner.as_ref() == Some(taker.me.worker())
         && row.checkpoint_owner.is_none()
-        && let Ok(Some((_, held))) = HeldLease::claim(&row, &me, &store, failover_time).await
+        && let Ok(Some((_, held))) = HeldLease::claim(&row, &taker).await
     {
         let released = held.write(|tenure| tenure.release(None)).await;
         debug!(lease = %key, released = released.is_ok(), "handed over too late");
@@ -241,14 +246,12 @@ pub(super) async fn withdraw(
 pub(super) async fn claim_one(
     seen: &Lease,
     absent_parents: &[LeaseKey],
-    me: &Claimant,
-    store: &Arc<dyn LeaseStore>,
-    failover_time: Duration,
+    taker: &Taker,
 ) -> Result<Option<(Lease, HeldLease)>, LeaseError> {
     for parent in absent_parents {
-        if store.get(parent).await?.is_some_and(|row| !row.is_finished()) {
+        if taker.store.get(parent).await?.is_some_and(|row| !row.is_finished()) {
             return Ok(None);
         }
     }
-    HeldLease::claim(seen, me, store, failover_time).await
+    HeldLease::claim(seen, taker).await
 }

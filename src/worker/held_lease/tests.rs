@@ -25,13 +25,17 @@ struct Held {
     lease: Arc<HeldLease>,
 }
 
+fn taker(store: &Arc<dyn LeaseStore>) -> Taker {
+    Taker { me: "me".into(), store: store.clone(), failover_time: FAILOVER, heart: None }
+}
+
 async fn held() -> Held {
     let table = MemoryLeaseStore::new();
     let row = Lease::new(&"shardId-0".into(), Checkpoint::TrimHorizon);
     table.put_row(row.clone());
     let faults = Faults::new(1);
     let store: Arc<dyn LeaseStore> = Arc::new(FaultyLeaseStore::new(table.clone(), faults.clone()));
-    let claimed = HeldLease::claim(&row, &"me".into(), &store, FAILOVER).await;
+    let claimed = HeldLease::claim(&row, &taker(&store)).await;
     let (_, lease) = claimed.expect("no error").expect("won");
     Held { table, faults, lease: Arc::new(lease) }
 }
@@ -74,7 +78,7 @@ async fn a_claim_whose_reply_was_lost_is_a_holding() {
     let faults = Faults::new(1);
     faults.next(Op::WriteLease, 1, Fault::LostReply);
     let store: Arc<dyn LeaseStore> = Arc::new(FaultyLeaseStore::new(table.clone(), faults));
-    let claimed = HeldLease::claim(&row, &"me".into(), &store, FAILOVER).await;
+    let claimed = HeldLease::claim(&row, &taker(&store)).await;
     let (row, _) = claimed.expect("no error").expect("won");
     assert_eq!([row], table.rows()[..]);
 }
@@ -85,7 +89,7 @@ async fn a_claim_that_another_worker_beat_is_a_lost_race() {
     let row = Lease::new(&"shardId-0".into(), Checkpoint::TrimHorizon);
     table.put_row(row.after(&row.claim(&"thief".into())));
     let store: Arc<dyn LeaseStore> = Arc::new(table);
-    assert!(HeldLease::claim(&row, &"me".into(), &store, FAILOVER).await.expect("no error").is_none());
+    assert!(HeldLease::claim(&row, &taker(&store)).await.expect("no error").is_none());
 }
 
 #[tokio::test(start_paused = true)]
@@ -380,7 +384,7 @@ async fn a_namesakes_claim_is_not_taken_for_a_renewal_whose_reply_was_lost() {
 async fn a_look_that_shows_a_namesakes_claim_ends_the_holding() {
     let held = held().await;
     held.table.write(&held.row().claim(&Claimant::new(&"me".into(), 2, 1))).await.expect("allowed");
-    held.lease.observe(&held.row());
+    held.lease.observe(Some(&held.row()));
     assert_eq!(held.lease.why_lost(), Some(LeaseLost::Stolen));
 }
 
@@ -391,7 +395,7 @@ async fn what_is_read_from_is_what_the_claim_met_and_not_what_was_seen_before() 
     // Deleted meanwhile, made anew, and written up to the same counter.
     table.put_row(Lease { checkpoint: at(5), ..seen.clone() });
     let store: Arc<dyn LeaseStore> = Arc::new(table.clone());
-    let claimed = HeldLease::claim(&seen, &"me".into(), &store, FAILOVER).await;
+    let claimed = HeldLease::claim(&seen, &taker(&store)).await;
     let (row, lease) = claimed.expect("no error").expect("won");
     assert_eq!((&row.checkpoint, [&row]), (&at(5), [&table.rows()[0]]));
     lease.write(|tenure| tenure.checkpoint(at(6))).await.expect("forward");
@@ -403,6 +407,6 @@ async fn a_lease_that_turns_out_to_be_finished_is_not_held() {
     let seen = Lease::new(&"shardId-0".into(), Checkpoint::TrimHorizon);
     table.put_row(Lease { checkpoint: Checkpoint::ShardEnd, ..seen.clone() });
     let store: Arc<dyn LeaseStore> = Arc::new(table);
-    let claimed = HeldLease::claim(&seen, &"me".into(), &store, FAILOVER).await;
+    let claimed = HeldLease::claim(&seen, &taker(&store)).await;
     assert!(claimed.expect("no error").is_none());
 }

@@ -2,7 +2,7 @@ use super::*;
 use crate::{
     core::testdata::{Row, Section, sections},
     io::memory::MemoryLeaseStore,
-    worker::{processor::EndOfShard, shard::End},
+    worker::{held_lease::Taker, processor::EndOfShard, shard::End},
 };
 
 const CASES: &str = include_str!("../../core/testdata/checkpoints.txt");
@@ -20,7 +20,8 @@ async fn held(checkpoint: &str) -> Held {
     let row = Lease::new(&"shardId-0".into(), parse(checkpoint));
     table.put_row(row.clone());
     let store: Arc<dyn LeaseStore> = Arc::new(table.clone());
-    let claimed = HeldLease::claim(&row, &"me".into(), &store, FAILOVER).await;
+    let me = Taker { me: "me".into(), store: store.clone(), failover_time: FAILOVER, heart: None };
+    let claimed = HeldLease::claim(&row, &me).await;
     let (row, held) = claimed.expect("no error").expect("won");
     let interval = Duration::from_secs(5);
     let terms = Terms { keep_on_drain: false, checkpoint_interval: interval, first_interval: interval };

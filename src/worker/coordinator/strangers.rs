@@ -1,0 +1,154 @@
+//! Who else uses the table: another process under our own id; workers that do not know heartbeats.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tokio::select;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use super::{Coordinator, heartbeats};
+use crate::{
+    clock,
+    core::lease::{Claimant, Lease, LeaseKey, WorkerId},
+    error::WorkerError,
+};
+
+/// A row of another process with our id is one if it moved in that many looks.
+const LOOKS_AT_NAMESAKE: u32 = 3;
+
+/// What looks have shown of others so far.
+#[derive(Debug, Default)]
+pub(super) struct Strangers {
+    /// Rows under our own id that are not ours.
+    namesakes: BTreeMap<String, Row>,
+    /// For each other process with our id, none where the row does not say, in how many looks they moved.
+    namesake_looks: BTreeMap<Option<u64>, u32>,
+    /// Leases of workers that do not know heartbeats; only if we have one.
+    foreign: BTreeMap<LeaseKey, (WorkerId, u64)>,
+}
+
+/// A row under our own id.
+#[derive(Debug, Clone, Copy)]
+struct Row {
+    counter: u64,
+    /// Whose it is, if it says so.
+    process: Option<u64>,
+}
+
+impl Coordinator {
+    /// Rows under our own id are those of our predecessor, or of a live namesake. We have written nothing
+    /// yet, so a counter that moves is the proof of a namesake; one that stands still makes the lease expire.
+    /// Rows that our predecessor marked as left need no proof.
+    /// In the same way leases of the KCL's workers are those of a fleet that ended, or of one that lives.
+    pub(super) async fn await_strangers(&mut self, stop: &CancellationToken) -> Result<(), WorkerError> {
+        let (before, foreign) = (self.rows_under_our_id(), self.foreign_leases());
+        if before.is_empty() && foreign.is_empty() {
+            return Ok(());
+        }
+        info!(
+            worker = %self.parts.me, own = before.len(), foreign = foreign.len(),
+            "rows under this worker's id, or of workers without heartbeats: waiting to see that no other process renews them"
+        );
+        self.strangers.foreign = foreign;
+        // A live holder renews within half of the failover time; its write may be delayed by as much.
+        let until = clock::now() + self.parts.config.failover_time;
+        while clock::now() < until && !stop.is_cancelled() {
+            let pause = self.parts.config.look_interval().min(until - clock::now());
+            select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                () = clock::sleep(pause) => {}
+            }
+            self.parts.vitals.turn();
+            // A failed look proves nothing; the next one may.
+            let Ok(rows) = self.parts.store.scan().await else { continue };
+            heartbeats::take_in(&mut self.view, rows, clock::now());
+            let moved =
+                |(key, row): (&String, &Row)| before.get(key).is_some_and(|then| then.counter < row.counter);
+            if self.rows_under_our_id().iter().any(moved) {
+                return Err(WorkerError::WorkerIdInUse(self.parts.me.to_string()));
+            }
+            self.look_for_foreigners()?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn look_for_strangers(&mut self) -> Result<(), WorkerError> {
+        self.look_for_namesake()?;
+        self.look_for_foreigners()
+    }
+
+    /// Rows under our id that are not ours and whose counters go on moving are those of another process: one
+    /// of the two must end. Not both: this one does if it holds nothing, or if it has the higher number.
+    fn look_for_namesake(&mut self) -> Result<(), WorkerError> {
+        let mut rows = self.rows_under_our_id();
+        // Of an earlier holding of this process: a late write may still move it.
+        rows.retain(|_, row| row.process != Some(self.parts.process));
+        let strangers = &mut self.strangers;
+        let moved: BTreeSet<Option<u64>> = rows
+            .iter()
+            .filter(|(key, row)| strangers.namesakes.get(*key).is_some_and(|then| row.counter > then.counter))
+            .map(|(_, row)| row.process)
+            .collect();
+        strangers.namesakes = rows;
+        for other in moved {
+            let looks = strangers.namesake_looks.entry(other).or_default();
+            *looks = looks.saturating_add(1);
+            let stays = !self.links.is_empty() && other.is_some_and(|other| self.parts.process < other);
+            // The late writes of a process that has ended may move them, too, but not for long.
+            if *looks >= LOOKS_AT_NAMESAKE && !stays {
+                return Err(WorkerError::WorkerIdInUse(self.parts.me.to_string()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Leases that we neither hold nor have asked for, and worker rows, that bear our id.
+    fn rows_under_our_id(&self) -> BTreeMap<String, Row> {
+        let me = &self.parts.me;
+        let leases = self.view.leases().filter(|lease| {
+            let known = self.links.contains_key(&lease.key) || self.asked.contains_key(&lease.key);
+            lease.holder() == Some(me) && !lease.is_finished() && !lease.is_left() && !known
+        });
+        let leases = leases.map(|lease| {
+            let claimant = lease.hands_over.as_ref().filter(|claimant| claimant.worker() == me);
+            let process = claimant.and_then(Claimant::process);
+            (lease.key.to_string(), Row { counter: lease.counter, process })
+        });
+        let workers = self.view.heartbeats.rows_of(me).into_iter();
+        let workers =
+            workers.map(|(row, counter)| (row.to_string(), Row { counter, process: row.process() }));
+        leases.chain(workers).collect()
+    }
+
+    /// A lease that moves under a holder that does not know heartbeats has a live one. The claim itself is not
+    /// enough: the row may have been edited by hand.
+    fn look_for_foreigners(&mut self) -> Result<(), WorkerError> {
+        let foreign = self.foreign_leases();
+        let moved = foreign.iter().find(|(key, (holder, counter))| {
+            let known = self.strangers.foreign.get(*key);
+            known.is_some_and(|(before, then)| before == holder && then < counter)
+        });
+        if let Some((lease, (holder, _))) = moved {
+            let (lease, holder) = (lease.to_string(), holder.to_string());
+            return Err(WorkerError::ForeignHolder { lease, holder });
+        }
+        self.strangers.foreign = foreign;
+        Ok(())
+    }
+
+    /// Leases of others that did not say that they hand over: all workers of this crate do, the KCL's do not.
+    fn foreign_leases(&self) -> BTreeMap<LeaseKey, (WorkerId, u64)> {
+        if !self.pulse.is_wanted() {
+            return BTreeMap::new();
+        }
+        let foreign = |lease: &&Lease| {
+            let others = lease.holder().is_some_and(|holder| *holder != self.parts.me);
+            others
+                && !lease.is_finished()
+                && lease.hands_over.as_ref().map(Claimant::worker) != lease.holder()
+        };
+        let entry = |lease: &Lease| Some((lease.key.clone(), (lease.holder()?.clone(), lease.counter)));
+        self.view.leases().filter(foreign).filter_map(entry).collect()
+    }
+}
