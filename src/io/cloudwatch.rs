@@ -14,7 +14,6 @@ use std::{
 use async_trait::async_trait;
 use aws_sdk_cloudwatch::{
     Client,
-    config::{retry::RetryConfig, timeout::TimeoutConfig},
     error::{ProvideErrorMetadata, SdkError},
     operation::put_metric_data::PutMetricDataError,
     primitives::DateTime,
@@ -29,6 +28,7 @@ use crate::{
     },
     io::{
         MetricsError, MetricsSink,
+        sdk_client::tried_once,
         sdk_error::{cause, is_denied},
     },
 };
@@ -64,15 +64,8 @@ impl CloudWatchSink {
         level: MetricsLevel,
         dimensions: BTreeSet<MetricsDimension>,
     ) -> Self {
-        let config = client.config();
-        let timeouts = config.timeout_config().map_or_else(TimeoutConfig::builder, TimeoutConfig::to_builder);
-        let config = config
-            .to_builder()
-            .retry_config(RetryConfig::disabled())
-            .timeout_config(timeouts.operation_timeout(CALL_TIMEOUT).build())
-            .build();
         let buffer = Mutex::new(Buffer::new(level, dimensions, CAPACITY));
-        Self { client: Client::from_conf(config), namespace: namespace.into(), buffer }
+        Self { client: tried_once!(client, CALL_TIMEOUT), namespace: namespace.into(), buffer }
     }
 
     fn buffer(&self) -> MutexGuard<'_, Buffer> {

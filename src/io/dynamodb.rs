@@ -15,7 +15,6 @@ use std::{
 use async_trait::async_trait;
 use aws_sdk_dynamodb::{
     Client,
-    config::{retry::RetryConfig, timeout::TimeoutConfig},
     error::{BuildError, ProvideErrorMetadata, SdkError},
     types::{
         AttributeDefinition, BillingMode, KeySchemaElement, KeyType, ReturnValue, ScalarAttributeType,
@@ -33,6 +32,7 @@ use crate::{
     io::{
         BoxError, LeaseError, LeaseStore, Rows,
         lease_item::{self, Expressions, Item},
+        sdk_client::tried_once,
         sdk_error::{cause, is_denied},
         worker_item,
     },
@@ -59,14 +59,7 @@ impl DynamoDbLeaseStore {
     /// call is given up after `call_timeout`, which should be well below `failover_time`.
     #[expect(clippy::needless_pass_by_value, reason = "clients are handed over as everywhere in the SDK")]
     pub fn new(client: Client, table: impl Into<String>, call_timeout: Duration) -> Self {
-        let config = client.config();
-        let timeouts = config.timeout_config().map_or_else(TimeoutConfig::builder, TimeoutConfig::to_builder);
-        let config = config
-            .to_builder()
-            .retry_config(RetryConfig::disabled())
-            .timeout_config(timeouts.operation_timeout(call_timeout).build())
-            .build();
-        Self { client: Client::from_conf(config), table: table.into(), warned: Mutex::default() }
+        Self { client: tried_once!(client, call_timeout), table: table.into(), warned: Mutex::default() }
     }
 
     /// The table as it stands; none if there is none.

@@ -11,7 +11,6 @@ use std::{
 use async_trait::async_trait;
 use aws_sdk_kinesis::{
     Client,
-    config::{retry::RetryConfig, timeout::TimeoutConfig},
     error::{ProvideErrorMetadata, SdkError},
     operation::{get_shard_iterator::builders::GetShardIteratorFluentBuilder, list_shards::ListShardsOutput},
     primitives::DateTime,
@@ -26,6 +25,7 @@ use crate::{
     },
     io::{
         BoxError, Page, RecordSource, ShardFilter, ShardIterator, SourceError, StartFrom, StreamDescription,
+        sdk_client::tried_once,
         sdk_error::{cause, is_denied},
     },
 };
@@ -64,17 +64,10 @@ impl KinesisSource {
     /// call is given up after `call_timeout`, within which a page of up to 10 MiB should arrive.
     #[expect(clippy::needless_pass_by_value, reason = "clients are handed over as everywhere in the SDK")]
     pub fn new(client: Client, stream: impl Into<String>, call_timeout: Duration) -> Self {
-        let config = client.config();
-        let timeouts = config.timeout_config().map_or_else(TimeoutConfig::builder, TimeoutConfig::to_builder);
-        let config = config
-            .to_builder()
-            .retry_config(RetryConfig::disabled())
-            .timeout_config(timeouts.operation_timeout(call_timeout).build())
-            .build();
         let stream = stream.into();
         let is_arn = stream.starts_with("arn:");
         let (name, arn) = if is_arn { (None, Some(stream)) } else { (Some(stream), None) };
-        Self { client: Client::from_conf(config), name, arn }
+        Self { client: tried_once!(client, call_timeout), name, arn }
     }
 
     fn stream(&self) -> &str {

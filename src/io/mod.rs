@@ -18,6 +18,7 @@ pub mod memory;
 mod otel;
 #[cfg(feature = "prometheus")]
 mod prometheus;
+mod sdk_client;
 mod sdk_error;
 mod worker_item;
 
