@@ -46,7 +46,7 @@ use crate::{
         freeze::Gate,
         health::Vitals,
         health_file::HealthFile,
-        meter::Meter,
+        meter::{Meter, one_if},
         reader,
         renewer::cause,
         shard_link::ShardLink,
@@ -139,7 +139,7 @@ impl Coordinator {
             () = stop.cancelled() => return Ok(Report::default()),
             found = startup::check(&parts.config, &parts.table, &*parts.source, &*parts.store, &mut parts.rng) => found,
         };
-        parts.meter.record(Metric::StartSuccess, f64::from(u8::from(found.is_ok())));
+        parts.meter.record(Metric::StartSuccess, one_if(found.is_ok()));
         let found = found?;
         let millis = |at: SystemTime| {
             let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -303,8 +303,10 @@ impl Coordinator {
         let plan = balance::plan(&self.view, planner, &limits, now, &mut self.parts.rng);
         let Plan { total, workers, needed, .. } = plan;
         debug!(total, workers, needed, held = held.len(), claims = plan.claims.len(), "look");
-        let unowned = census(&self.view, &held, limits.failover_time, limits.patience, now);
-        self.parts.meter.planned(&plan, unowned);
+        if !self.parts.meter.is_off() {
+            let unowned = census(&self.view, &held, limits.failover_time, limits.patience, now);
+            self.parts.meter.planned(&plan, unowned);
+        }
         self.tell_left_over(&plan);
         if !plan.claims.is_empty() {
             self.lively_until = now + self.period() * 3;

@@ -75,6 +75,15 @@ fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }
 
+fn millis_since(began: Instant) -> f64 {
+    millis(clock::now().saturating_duration_since(began))
+}
+
+/// What a sample of success is: 1 or 0.
+pub(super) fn one_if(success: bool) -> f64 {
+    f64::from(u8::from(success))
+}
+
 impl Meter {
     pub(super) fn new(origin: Origin, sinks: Vec<Arc<dyn MetricsSink>>) -> Self {
         Self { origin, sinks, fleet: Mutex::default(), shards: Mutex::default() }
@@ -109,8 +118,8 @@ impl Meter {
     /// A call that began then and ended so.
     pub(super) fn call(&self, call: Call, shard: Option<&ShardId>, began: Instant, outcome: &'static str) {
         let (success, time) = call.metrics();
-        let took = millis(clock::now().saturating_duration_since(began));
-        for (metric, value) in [(success, f64::from(u8::from(outcome == "ok"))), (time, took)] {
+        let took = millis_since(began);
+        for (metric, value) in [(success, one_if(outcome == "ok")), (time, took)] {
             let sample = Sample::new(metric, value, &self.origin).with_outcome(outcome);
             self.send(&Sample { shard, ..sample });
         }
@@ -129,8 +138,8 @@ impl Meter {
 
     /// A look at the table is over.
     pub(super) fn looked(&self, began: Instant, success: bool) {
-        self.record(Metric::LookSuccess, f64::from(u8::from(success)));
-        self.record(Metric::LookTime, millis(clock::now().saturating_duration_since(began)));
+        self.record(Metric::LookSuccess, one_if(success));
+        self.record(Metric::LookTime, millis_since(began));
     }
 
     /// A lease was asked for.
@@ -259,7 +268,7 @@ impl ShardMeter {
         if !state.over {
             self.send(Metric::RecordsProcessed, records as f64);
             self.send(Metric::DataBytesProcessed, bytes as f64);
-            self.send(Metric::ProcessTime, millis(clock::now().saturating_duration_since(since)));
+            self.send(Metric::ProcessTime, millis_since(since));
             if state.pulled {
                 self.processed(since, true);
             }
@@ -276,8 +285,8 @@ impl ShardMeter {
         if self.meter.is_off() {
             return;
         }
-        self.send(Metric::ProcessRecordsTime, millis(clock::now().saturating_duration_since(began)));
-        self.send(Metric::ProcessSuccess, f64::from(u8::from(success)));
+        self.send(Metric::ProcessRecordsTime, millis_since(began));
+        self.send(Metric::ProcessSuccess, one_if(success));
     }
 
     /// The user's code failed and is tried again.
@@ -287,7 +296,7 @@ impl ShardMeter {
 
     /// The user's code took that long to begin, or to end, its work on the shard.
     pub(super) fn turned(&self, metric: Metric, began: Instant) {
-        self.meter.record(metric, millis(clock::now().saturating_duration_since(began)));
+        self.meter.record(metric, millis_since(began));
     }
 
     /// A checkpoint was written; `all`: at the last record that was delivered.
