@@ -102,7 +102,7 @@ impl Reporter {
                     }
                 }
                 Err(error) => {
-                    all = matches!(error, MetricsError::Refused(_));
+                    all &= matches!(error, MetricsError::Refused(_));
                     if let Some(faults) = log.faults.failed() {
                         warn!(faults, %error, cause = cause(&error), "metrics are not published; the next ones go with them");
                     }

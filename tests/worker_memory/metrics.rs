@@ -1,14 +1,22 @@
 //! What a worker measures, on the paused clock.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
+use async_trait::async_trait;
 use kinesis_consumer::{
     Config, Failure, Verdict,
     io::{
+        BoxError,
         faulty::{Fault, Op},
         memory::MemoryMetrics,
     },
-    metrics::Metric,
+    metrics::{Metric, MetricsError, MetricsSink, Sample},
 };
 
 use crate::world::{Running, SECOND, World, config, id, run, until};
@@ -204,4 +212,32 @@ async fn sinks_publish_once_a_minute_and_at_the_stop() {
     let before = metrics.flushes();
     worker.stop().await;
     assert_eq!(metrics.flushes(), before + 1);
+}
+
+/// A sink that cannot publish, for this reason, and counts how often it was asked to.
+#[derive(Debug)]
+struct Failing(fn(BoxError) -> MetricsError, AtomicUsize);
+
+#[async_trait]
+impl MetricsSink for Failing {
+    fn record(&self, _: &Sample<'_>) {}
+
+    async fn flush(&self) -> Result<(), MetricsError> {
+        self.1.fetch_add(1, SeqCst);
+        Err(self.0("no".into()))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_values_are_tried_again_though_another_sink_refused_them_for_good() {
+    let world = World::shards(1);
+    let busy = Arc::new(Failing(MetricsError::Unavailable, AtomicUsize::new(0)));
+    let wrong = Arc::new(Failing(MetricsError::Refused, AtomicUsize::new(0)));
+    let builder = world.worker_with("a", config()).metrics(busy.clone()).metrics(wrong);
+    let worker = run(builder.build(world.probe()).expect("valid"));
+    world.put(0, [1]);
+    world.checkpoint_at(0, "1").await;
+    let before = busy.1.load(SeqCst);
+    worker.stop().await;
+    assert!(busy.1.load(SeqCst) > before + 1, "not tried again");
 }
