@@ -1,5 +1,6 @@
 """The service example: its settings, its probe, its image, and a stream's journey on a table made by the template."""
 
+import contextlib
 import gzip
 import http.server
 import json
@@ -235,12 +236,26 @@ def rows(aws, table):
     ]
 
 
+class Quiet(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@contextlib.contextmanager
+def served(handler):
+    """A server on loopback while it lasts."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
 @pytest.fixture
 def metrics():
     """A server that takes metrics, since moto has another protocol for them, and the bodies that it got."""
     bodies = []
 
-    class Sink(http.server.BaseHTTPRequestHandler):
+    class Sink(Quiet):
         def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"]))
             bodies.append(gzip.decompress(body) if self.headers["Content-Encoding"] == "gzip" else body)
@@ -249,13 +264,8 @@ def metrics():
             self.end_headers()
             self.wfile.write(b"\xa0")  # An empty map.
 
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Sink)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", bodies
-    server.shutdown()
+    with served(Sink) as url:
+        yield url, bodies
 
 
 def test_a_doubling_by_stack_update_loses_nothing(aws, kinesis_local, metrics, tmp_path):
@@ -399,7 +409,7 @@ def asked():
         <SecretAccessKey>s</SecretAccessKey><SessionToken>t</SessionToken><Expiration>2099-01-01T00:00:00Z</Expiration>
         </Credentials></AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>"""
 
-    class Keys(http.server.BaseHTTPRequestHandler):
+    class Keys(Quiet):
         def answer(self, text):
             body = self.rfile.read(int(self.headers["Content-Length"] or 0)).decode()
             questions.append((self.path, self.headers["Authorization"], body))
@@ -413,13 +423,8 @@ def asked():
         def do_POST(self):
             self.answer(sts)
 
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Keys)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", questions
-    server.shutdown()
+    with served(Keys) as url:
+        yield url, questions
 
 
 def test_credentials_come_from_the_pod_identity_agent(stocked, asked, tmp_path):
