@@ -113,7 +113,7 @@ async fn a_failing_processor_shows_as_retries_and_its_records_count_once() {
     let world = World::shards(1);
     world.put(0, [1, 2]);
     let metrics = MemoryMetrics::new();
-    let tries = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let tries = Arc::new(AtomicUsize::new(0));
     let failing = world.probe_with(move |_, _| {
         let try_no = tries.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         async move { if try_no < 3 { Err(Failure::retry("not yet")) } else { Ok(Verdict::Done) } }
