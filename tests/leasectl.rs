@@ -14,9 +14,9 @@ use std::{
 use async_trait::async_trait;
 use aws_sdk_dynamodb::{primitives::Blob, types::AttributeValue};
 use kinesis_consumer::{
-    Batch, Checkpoint, Config, Failure, HandOff, HashKeyRange, Incarnation, InitialPosition, Lease, LeaseKey,
-    LeaseWrite, Ordering, Position, RecordProcessor, Report, ShardContext, ShardStart, Verdict, Worker,
-    WorkerError, WorkerHandle, WorkerRow,
+    Batch, Checkpoint, Config, Failure, HandOff, HashKeyRange, Heartbeat, Incarnation, InitialPosition,
+    Lease, LeaseKey, LeaseWrite, Ordering, Position, RecordProcessor, Report, ShardContext, ShardStart,
+    Verdict, Worker, WorkerError, WorkerHandle, WorkerRow,
     io::{
         DynamoDbLeaseStore, LeaseError, LeaseStore, Rows,
         memory::{MemoryLeaseStore, MemoryStream},
@@ -86,6 +86,10 @@ struct Running {
 
 impl Running {
     fn start(aws: &LocalAws, id: &str) -> Self {
+        Self::start_with(aws, id, Heartbeat::Lease)
+    }
+
+    fn start_with(aws: &LocalAws, id: &str, heartbeat: Heartbeat) -> Self {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let config = Config {
             worker_id: Some(id.into()),
@@ -93,6 +97,7 @@ impl Running {
             failover_time: Duration::from_secs(4),
             idle_time_between_reads: Duration::from_millis(200),
             checkpoint_interval: Duration::from_millis(100),
+            heartbeat,
             ..Config::default()
         };
         let sink = Arc::clone(&seen);
@@ -135,6 +140,10 @@ async fn checkpointed(aws: &LocalAws) -> bool {
     let end =
         aws.stream("stream").records(&"shardId-000000000000".into()).last().map(|r| r.position().clone());
     rows(aws).await.first().is_some_and(|row| row.checkpoint.position().cloned() == end)
+}
+
+async fn lives_by_heartbeat(aws: &LocalAws) -> bool {
+    rows(aws).await.iter().all(|row| row.lives_by().is_some())
 }
 
 fn scratch(name: &str) -> PathBuf {
@@ -231,6 +240,31 @@ async fn a_holder_is_called_dead_only_after_its_counter_stood_still() {
 }
 
 #[tokio::test]
+async fn a_holder_with_a_heartbeat_is_called_dead_only_after_that_stood_still() {
+    let aws = LocalAws::start().await.expect("servers");
+    aws.create_stream("stream", 1);
+    let worker = Running::start_with(&aws, "living", Heartbeat::Worker);
+    assert!(worker.handle.ready().await);
+    let store = store(&aws).await;
+    until("a lease that lives by a heartbeat", async || lives_by_heartbeat(&aws).await).await;
+    // Its parent is unfinished, so that the living one does not take it.
+    let parents = ["shardId-000000000000".into()].into();
+    let heartbeat = Incarnation::new(&"dead".into(), 1, 1);
+    assert!(store.beat(&WorkerRow { incarnation: heartbeat.clone(), counter: 0 }).await.expect("put"));
+    let owner = Some("dead".into());
+    let dead = Lease { owner, heartbeat: Some(heartbeat.clone()), parents, ..row(7, at(5)) };
+    store.create(&dead).await.expect("put");
+    let seen = leasectl(&aws, "describe -t app -o json --observe --failover-time 4s").await.ended(0).json();
+    let state = |n: usize| (seen[n]["state"].as_str().expect("a word"), seen[n]["alive"].as_bool());
+    assert_eq!((state(0), state(1)), (("held", Some(true)), ("expired", Some(false))));
+    assert_eq!(seen[0]["meaning"], "living reads it, and its heartbeat moved while it was observed");
+    assert!(seen[0]["heartbeat"].as_str().is_some_and(|row| row.ends_with("/living")), "{seen}");
+    let words = leasectl(&aws, "describe -t app 7").await.ended(0).out;
+    assert!(words.contains(&format!("  heartbeat:      {heartbeat}\n")), "{words}");
+    worker.stop().await;
+}
+
+#[tokio::test]
 async fn lag_is_known_when_every_worker_is_dead_and_rises() {
     let aws = LocalAws::start().await.expect("servers");
     aws.create_stream("stream", 2);
@@ -261,13 +295,24 @@ async fn lag_is_known_when_every_worker_is_dead_and_rises() {
 
 #[tokio::test]
 async fn a_forced_reset_under_load_fences_the_holder_and_loses_nothing() {
+    reset_under_load(Heartbeat::Lease).await;
+}
+
+#[tokio::test]
+async fn a_forced_reset_fences_a_holder_whose_leases_rest_too() {
+    reset_under_load(Heartbeat::Worker).await;
+}
+
+async fn reset_under_load(heartbeat: Heartbeat) {
     let aws = LocalAws::start().await.expect("servers");
     aws.create_stream("stream", 1);
     for n in 0..200 {
         aws.put("stream", "key", format!("{n:03}"));
     }
-    let worker = Running::start(&aws, "a");
+    let worker = Running::start_with(&aws, "a", heartbeat);
     until("all records, checkpointed", async || worker.seen().len() >= 200 && checkpointed(&aws).await).await;
+    until("the kind of lease", async || lives_by_heartbeat(&aws).await == (heartbeat == Heartbeat::Worker))
+        .await;
 
     let refused = leasectl(&aws, "reset -t app --to-trim-horizon").await.ended(3);
     assert!(refused.err.contains("1 leases are held (a)") && refused.err.contains("--force"), "{refused:?}");
@@ -329,13 +374,24 @@ async fn resets_of_a_stopped_application_begin_where_they_say() {
 
 #[tokio::test]
 async fn a_living_worker_hands_over_what_is_released_and_nothing_comes_twice() {
+    release_and_drain(Heartbeat::Lease).await;
+}
+
+#[tokio::test]
+async fn a_worker_with_a_heartbeat_hands_over_what_is_released_and_nothing_comes_twice() {
+    release_and_drain(Heartbeat::Worker).await;
+}
+
+async fn release_and_drain(heartbeat: Heartbeat) {
     let aws = LocalAws::start().await.expect("servers");
     aws.create_stream("stream", 2);
-    let worker = Running::start(&aws, "a");
+    let worker = Running::start_with(&aws, "a", heartbeat);
     for n in 0..20 {
         aws.put("stream", &format!("key-{n}"), format!("{n}"));
     }
     until("all records", async || worker.seen().len() == 20).await;
+    until("the kind of lease", async || lives_by_heartbeat(&aws).await == (heartbeat == Heartbeat::Worker))
+        .await;
     let released = leasectl(&aws, "release -t app 0").await.ended(0);
     assert!(released.out.contains("handed over"), "{released:?}");
     let drained = leasectl(&aws, "drain -t app a").await.ended(0);

@@ -46,7 +46,8 @@ pub(super) struct Global {
     /// How to print.
     #[arg(long, short, global = true, value_enum, default_value_t)]
     pub(super) output: Format,
-    /// The workers' failover time: a lease whose counter stands still for so long is expired.
+    /// The workers' failover time: a lease is expired if its counter, and the heartbeat it lives by,
+    /// stand still for so long.
     #[arg(long, global = true, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
     pub(super) failover_time: Duration,
     /// Another endpoint of AWS, for every service. AWS_ENDPOINT_URL_DYNAMODB and AWS_ENDPOINT_URL_KINESIS

@@ -18,7 +18,7 @@ use crate::{
         lease_state::{State, state},
         lease_view::{LeaseView, Standing},
     },
-    io::LeaseStore,
+    io::{LeaseStore, Rows},
 };
 
 /// Looks at the table while it is observed.
@@ -26,11 +26,9 @@ const LOOKS: u32 = 10;
 
 pub(super) async fn run(place: &Place, wish: &Describe) -> Result<(), Trouble> {
     let store = place.store().await?;
-    let mut leases = place.leases(&*store).await?;
-    let mut alive = BTreeMap::new();
-    if wish.observe {
-        (leases, alive) = observe(place, &*store, leases).await?;
-    }
+    let first = place.scan(&*store).await?;
+    let (leases, alive) =
+        if wish.observe { observe(place, &*store, first).await? } else { (first.leases, BTreeMap::new()) };
     let chosen = chosen(&leases, &wish.shards)?;
     let state_of = |lease: &Lease| {
         let silent = alive.get(&lease.key).is_some_and(|alive| !alive);
@@ -38,6 +36,9 @@ pub(super) async fn run(place: &Place, wish: &Describe) -> Result<(), Trouble> {
     };
     let states: Vec<(&Lease, State)> = chosen.iter().map(|lease| (*lease, state_of(lease))).collect();
     let meaning = |lease: &Lease, state: &State| match (state, alive.get(&lease.key)) {
+        (State::Held(by), Some(true)) if lease.lives_by().is_some() => {
+            format!("{by} reads it, and its heartbeat moved while it was observed")
+        }
         (State::Held(by), Some(true)) => format!("{by} reads it, and renewed it while it was observed"),
         _ => state.meaning(),
     };
@@ -56,21 +57,31 @@ pub(super) async fn run(place: &Place, wish: &Describe) -> Result<(), Trouble> {
     })
 }
 
-/// Looks on for the failover time. Says of each held lease whether its holder renewed it.
+/// Looks on for the failover time. Says of each held lease whether its holder renewed it, or gave
+/// another sign of life.
 async fn observe(
     place: &Place,
     store: &dyn LeaseStore,
-    first: Vec<Lease>,
+    first: Rows,
 ) -> Result<(Vec<Lease>, BTreeMap<LeaseKey, bool>), Trouble> {
     let mut view = LeaseView::default();
+    let take_in = |view: &mut LeaseView, rows: Rows| {
+        let now = clock::now();
+        view.observe(rows.leases, now);
+        view.observe_workers(rows.workers, now);
+    };
+    take_in(&mut view, first);
     let end: Instant = clock::now() + place.failover_time;
-    view.observe(first, clock::now());
     while clock::now() < end {
         clock::sleep(place.failover_time / LOOKS).await;
-        view.observe(place.leases(store).await?, clock::now());
+        take_in(&mut view, place.scan(store).await?);
     }
     let leases: Vec<Lease> = view.leases().cloned().collect();
     let now = clock::now();
+    let suspects = view.heartbeats.suspects(view.leases(), place.failover_time, now);
+    for (incarnation, row) in place.read_again(store, suspects).await? {
+        view.heartbeats.confirm(&incarnation, row.as_ref(), now);
+    }
     let alive = view.rows().filter_map(|seen| match view.standing(seen, place.failover_time, now) {
         Standing::Held { .. } => Some((seen.lease.key.clone(), true)),
         Standing::Expired { .. } => Some((seen.lease.key.clone(), false)),
@@ -95,6 +106,7 @@ fn paragraph(lease: &Lease, state: &State, meaning: &str) -> String {
     line("checkpoint", Some(lease_json::checkpoint(lease)));
     line("prepared", lease.pending.as_ref().map(|pending| pending.at.to_string()));
     line("counter", Some(lease.counter.to_string()));
+    line("heartbeat", lease.lives_by().map(ToString::to_string));
     line("owner switches", Some(format!("{} since the last checkpoint", lease.owner_switches)));
     line("parents", Some(shards(&lease.parents)));
     line("children", Some(shards(&lease.children)));

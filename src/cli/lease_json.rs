@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::output;
 use crate::core::{
+    heartbeat::Incarnation,
     lease::{Checkpoint, Claimant, Lease},
     lease_state::State,
 };
@@ -17,6 +18,7 @@ pub(super) fn lease(lease: &Lease, state: &State) -> Value {
         "checkpoint_owner": lease.checkpoint_owner.as_ref().map(|worker| worker.as_str()),
         "counter": lease.counter,
         "owner_switches": lease.owner_switches,
+        "heartbeat": lease.lives_by().map(Incarnation::as_str),
         "checkpoint": lease.checkpoint.text(),
         "sub": lease.checkpoint.sub(),
         "pending": lease.pending.as_ref().map(|pending| pending.at.text()),

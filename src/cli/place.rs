@@ -1,6 +1,7 @@
 //! Where a command works: the clients, the table, the stream, and reads that try again.
 
 use std::{
+    collections::BTreeSet,
     future::Future,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -16,12 +17,13 @@ use super::{
 use crate::{
     clock,
     core::{
+        heartbeat::{Incarnation, WorkerRow},
         lease::{Lease, LeaseKey},
         shard::{Shard, ShardId},
     },
     io::{
-        DynamoDbLeaseStore, KinesisSource, LeaseError, LeaseStore, RecordSource, ShardFilter, SourceError,
-        lease_rows::LeaseRows,
+        DynamoDbLeaseStore, KinesisSource, LeaseError, LeaseStore, RecordSource, Rows, ShardFilter,
+        SourceError, lease_rows::LeaseRows,
     },
 };
 
@@ -89,9 +91,28 @@ impl Place {
 
     /// All leases, by key.
     pub(super) async fn leases(&self, store: &dyn LeaseStore) -> Result<Vec<Lease>, Trouble> {
-        let mut leases = patiently(|| store.list()).await?;
-        leases.sort_by(|a, b| a.key.cmp(&b.key));
-        Ok(leases)
+        Ok(self.scan(store).await?.leases)
+    }
+
+    /// One look: all leases, by key, and the workers that have heartbeats.
+    pub(super) async fn scan(&self, store: &dyn LeaseStore) -> Result<Rows, Trouble> {
+        let mut rows = patiently(|| store.scan()).await?;
+        rows.leases.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(rows)
+    }
+
+    /// The rows of workers that seem silent, never stale: a look may be.
+    pub(super) async fn read_again(
+        &self,
+        store: &dyn LeaseStore,
+        suspects: BTreeSet<Incarnation>,
+    ) -> Result<Vec<(Incarnation, Option<WorkerRow>)>, Trouble> {
+        let mut rows = Vec::new();
+        for incarnation in suspects {
+            let row = patiently(|| store.worker(&incarnation)).await?;
+            rows.push((incarnation, row));
+        }
+        Ok(rows)
     }
 
     /// The stream: as named, or as the rows name it.

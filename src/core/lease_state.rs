@@ -1,7 +1,8 @@
 //! What a lease row says, in one word and one sentence: for people who look at the table.
 //!
 //! Nothing is decided by it. Whether a holder is alive cannot be read in one look: a counter that stands
-//! still for the failover time is what `lease_view` goes by, so silence comes in as an argument.
+//! still for the failover time, of the lease or of the heartbeat it names, is what `lease_view` goes by, so
+//! silence comes in as an argument.
 
 use crate::core::{
     lease::{Lease, WorkerId},
@@ -20,9 +21,9 @@ pub(crate) enum State {
         /// Who holds the lease next.
         to: WorkerId,
     },
-    /// Held, and its counter moves, or was looked at only once.
+    /// Held, and its holder lives, or was looked at only once.
     Held(WorkerId),
-    /// Held by name, but the counter stood still for the failover time.
+    /// Held by name, but the holder gave no sign of life for the failover time.
     Expired(WorkerId),
     /// Its holder stopped on purpose, and left the lease to itself when it comes back.
     Left(WorkerId),
@@ -32,8 +33,8 @@ pub(crate) enum State {
     Free,
 }
 
-/// How `lease` stands. `find` looks up the lease of a shard; `silent` says that the counter was seen to stand
-/// still for the failover time.
+/// How `lease` stands. `find` looks up the lease of a shard; `silent` says that the holder was seen to give
+/// no sign of life for the failover time.
 pub(crate) fn state<'a>(lease: &Lease, find: impl Fn(&ShardId) -> Option<&'a Lease>, silent: bool) -> State {
     let unfinished = |shard: &&ShardId| find(shard).is_some_and(|parent| !parent.is_finished());
     match (lease.is_finished(), lease.holder(), &lease.owner) {
@@ -75,10 +76,12 @@ impl State {
                 format!("{from} finishes the batch in hand and checkpoints, then {to} goes on")
             }
             Self::Held(by) => {
-                format!("{by} reads it and renews it; one look does not show whether {by} is alive")
+                format!("{by} reads it and keeps it; one look does not show whether {by} is alive")
             }
             Self::Expired(by) => {
-                format!("{by} has not renewed it for the failover time; any worker takes it at its next look")
+                format!(
+                    "{by} gave no sign of life for the failover time; any worker takes it at its next look"
+                )
             }
             Self::Left(by) => {
                 format!("{by} stopped and takes it when it is back; others, once its grace is over")
@@ -138,6 +141,6 @@ mod tests {
     fn what_a_state_means_names_who_it_is_about() {
         let child = Lease { parents: ["0".into()].into(), ..row("1", None) };
         assert!(said(&child, &[row("0", None)], false).meaning().ends_with("ended: 0"));
-        assert!(said(&row("0", Some("a")), &[], true).meaning().starts_with("a has not renewed it"));
+        assert!(said(&row("0", Some("a")), &[], true).meaning().starts_with("a gave no sign of life"));
     }
 }

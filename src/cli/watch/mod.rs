@@ -36,11 +36,11 @@ pub(super) async fn run(place: &Place, wish: &Watch) -> Result<(), Trouble> {
         return Err(Trouble::usage("watch draws in a terminal; use list, describe or lag in a script"));
     }
     let store = place.store().await?;
-    let leases = place.leases(&*store).await?;
+    let rows = place.scan(&*store).await?;
     // Without a stream there is no lag, and all the rest.
-    let source = place.source(&leases).ok();
+    let source = place.source(&rows.leases).ok();
     let mut model = Model::new(place.table()?, place.failover_time);
-    model.look(leases, clock::now(), &date(place::now()));
+    model.look(rows, clock::now(), &date(place::now()));
     let mut terminal = ratatui::init();
     let ended = show(&mut terminal, &mut model, place, wish, &store, source).await;
     ratatui::restore();
@@ -83,9 +83,8 @@ async fn show(
         }
         if clock::now() >= next_look {
             next_look = clock::now() + wish.interval;
-            match place.leases(&**store).await {
-                Ok(leases) => model.look(leases, clock::now(), &date(place::now())),
-                Err(trouble) => model.fail(&trouble.to_string()),
+            if let Err(trouble) = look(model, place, &**store).await {
+                model.fail(&trouble.to_string());
             }
         }
         tokio::select! {
@@ -98,4 +97,15 @@ async fn show(
             () = clock::sleep(KEYS) => {}
         }
     }
+}
+
+/// Looks at the table, and again at heartbeats that seem to stand still.
+async fn look(model: &mut Model, place: &Place, store: &dyn LeaseStore) -> Result<(), Trouble> {
+    let rows = place.scan(store).await?;
+    let now = clock::now();
+    model.look(rows, now, &date(place::now()));
+    for (incarnation, row) in place.read_again(store, model.suspects(now)).await? {
+        model.confirm(&incarnation, row.as_ref(), now);
+    }
+    Ok(())
 }

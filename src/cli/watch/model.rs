@@ -1,17 +1,19 @@
 //! What `watch` knows: the rows of the last look, what moved since, and the lag as last measured.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::{Duration, Instant},
 };
 
 use crate::{
     cli::lag::Behind,
     core::{
+        heartbeat::{Incarnation, WorkerRow},
         lease::{Lease, LeaseKey, WorkerId},
         lease_state::{self, State},
         lease_view::{LeaseView, Standing},
     },
+    io::Rows,
 };
 
 /// Moves that are remembered.
@@ -75,7 +77,8 @@ impl Model {
     }
 
     /// Takes in a look that came at `now`, or on `date`, as people say.
-    pub(super) fn look(&mut self, leases: Vec<Lease>, now: Instant, date: &str) {
+    pub(super) fn look(&mut self, rows: Rows, now: Instant, date: &str) {
+        let Rows { leases, workers } = rows;
         let first = self.began.is_none();
         self.began.get_or_insert(now);
         for lease in &leases {
@@ -100,12 +103,29 @@ impl Model {
                 self.note(date, format!("{}  {} \u{2192} {}", lease.key, name(&was), name(&is)));
             }
         }
+        for beat in &workers {
+            let worker = WorkerId::from(beat.incarnation.worker());
+            if let Some(before) = self.view.heartbeats.rows_of(&worker).get(&beat.incarnation) {
+                self.writes.push_back((now, worker, beat.counter.saturating_sub(*before)));
+            }
+        }
         while self.writes.front().is_some_and(|(at, ..)| *at + WINDOW < now) {
             self.writes.pop_front();
         }
         self.view.observe(leases, now);
+        self.view.observe_workers(workers, now);
         self.looked_at = date.to_owned();
         self.fault = None;
+    }
+
+    /// Workers whose heartbeats seem to stand still; a look may be stale, so read their rows again.
+    pub(super) fn suspects(&self, now: Instant) -> BTreeSet<Incarnation> {
+        self.view.heartbeats.suspects(self.view.leases(), self.failover_time, now)
+    }
+
+    /// Takes in what the row of a suspect shows.
+    pub(super) fn confirm(&mut self, incarnation: &Incarnation, row: Option<&WorkerRow>, now: Instant) {
+        self.view.heartbeats.confirm(incarnation, row, now);
     }
 
     fn note(&mut self, date: &str, what: String) {
@@ -202,13 +222,21 @@ mod tests {
         Lease { owner: owner.map(Into::into), counter, ..Lease::new(&shard, Checkpoint::TrimHorizon) }
     }
 
+    fn leases(leases: Vec<Lease>) -> Rows {
+        Rows { leases, ..Rows::default() }
+    }
+
     #[test]
     fn a_move_is_noted_once_and_a_renewal_is_none() {
         let (mut model, start) = (Model::new("t", FAILOVER), Instant::now());
-        model.look(vec![row(0, Some("a"), 1)], start, "2026-11-22T08:30:00Z");
-        model.look(vec![row(0, Some("a"), 2)], start + FAILOVER / 2, "2026-11-22T08:30:05Z");
+        model.look(leases(vec![row(0, Some("a"), 1)]), start, "2026-11-22T08:30:00Z");
+        model.look(leases(vec![row(0, Some("a"), 2)]), start + FAILOVER / 2, "2026-11-22T08:30:05Z");
         assert_eq!(model.moved, 0);
-        model.look(vec![row(0, Some("b"), 3), row(1, None, 0)], start + FAILOVER, "2026-11-22T08:30:10Z");
+        model.look(
+            leases(vec![row(0, Some("b"), 3), row(1, None, 0)]),
+            start + FAILOVER,
+            "2026-11-22T08:30:10Z",
+        );
         assert_eq!(model.moved, 1);
         let moves: Vec<&str> = model.moves.iter().map(|(_, what)| what.as_str()).collect();
         assert_eq!(moves, ["shardId-000000000001 made", "shardId-000000000000  a \u{2192} b"]);
@@ -219,12 +247,34 @@ mod tests {
     fn a_worker_that_is_silent_is_shown_as_such_and_writes_are_counted_by_the_minute() {
         let (mut model, start) = (Model::new("t", FAILOVER), Instant::now());
         for n in 0..=6 {
-            let rows = vec![row(0, Some("a"), n), row(1, Some("b"), 7)];
+            let rows = leases(vec![row(0, Some("a"), n), row(1, Some("b"), 7)]);
             model.look(rows, start + FAILOVER / 2 * n as u32, "2026-11-22T08:30:00Z");
         }
         let workers = model.workers(start + FAILOVER * 3);
         let lines: Vec<(&str, bool, f64)> =
             workers.iter().map(|w| (w.id.as_str(), w.alive, w.writes)).collect();
         assert_eq!(lines, [("a", true, 12.0), ("b", false, 0.0)]);
+    }
+
+    #[test]
+    fn a_worker_that_has_a_heartbeat_lives_by_it_though_its_leases_rest() {
+        let (mut model, start) = (Model::new("t", FAILOVER), Instant::now());
+        let of = |worker: &str| Incarnation::new(&worker.into(), 1, 1);
+        let by_heartbeat = |n, worker| Lease { heartbeat: Some(of(worker)), ..row(n, Some(worker), 7) };
+        let beat = |worker, counter| WorkerRow { incarnation: of(worker), counter };
+        let silent = beat("b", 4);
+        for n in 0..=6 {
+            let leases = vec![by_heartbeat(0, "a"), by_heartbeat(1, "b")];
+            let rows = Rows { leases, workers: vec![beat("a", n), silent.clone()] };
+            model.look(rows, start + FAILOVER / 2 * n as u32, "2026-11-22T08:30:00Z");
+        }
+        let end = start + FAILOVER * 3;
+        let alive = |model: &Model| -> Vec<bool> { model.workers(end).iter().map(|w| w.alive).collect() };
+        assert_eq!(alive(&model), [true, true], "the looks may be stale");
+        assert_eq!(model.suspects(end), [of("b")].into());
+        model.confirm(&silent.incarnation, Some(&silent), end);
+        assert_eq!(alive(&model), [true, false]);
+        let writes: Vec<f64> = model.workers(end).iter().map(|w| w.writes).collect();
+        assert_eq!(writes, [12.0, 0.0], "beats are writes");
     }
 }

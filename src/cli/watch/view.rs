@@ -188,6 +188,7 @@ mod tests {
     use crate::{
         cli::watch::svg,
         core::lease::{Checkpoint, WorkerId},
+        io::Rows,
     };
 
     const FAILOVER: Duration = Duration::from_secs(10);
@@ -198,7 +199,11 @@ mod tests {
         for look in 0..=12_u64 {
             let rows: Vec<Lease> = (0..14_u64).map(|n| row(n, look)).collect();
             let date = format!("2026-11-22T08:30:{:02}Z", look * 4);
-            model.look(rows.clone(), start + FAILOVER / 2 * look as u32, &date);
+            model.look(
+                Rows { leases: rows.clone(), ..Rows::default() },
+                start + FAILOVER / 2 * look as u32,
+                &date,
+            );
             let lag = |n: u64| match n {
                 0 => Behind::Finished,
                 3 | 9 => behind(look * 4_000 + 15_000 * (n / 9)),
