@@ -36,6 +36,9 @@ pub struct Config {
     ///
     /// KCL: `initialPositionInStream`.
     pub initial_position: InitialPosition,
+    /// Whether a shard that continues others waits until they have been processed to their end. Default
+    /// `ParentsFirst`.
+    pub shard_order: ShardOrder,
     /// The name of the lease table. Default: the application's name. KCL: `tableName`.
     pub lease_table_name: Option<String>,
     /// What to do about a missing lease table. Default: make it, on demand.
@@ -138,6 +141,7 @@ impl Default for Config {
         Self {
             worker_id: None,
             initial_position: InitialPosition::Latest,
+            shard_order: ShardOrder::ParentsFirst,
             lease_table_name: None,
             lease_table: LeaseTable::CreateIfMissing,
             failover_time: Duration::from_secs(10),
@@ -192,6 +196,22 @@ pub enum Heartbeat {
     /// Only without the KCL on the same table, whose workers would take such leases for dead: a worker ends
     /// with [`WorkerError::ForeignHolder`](crate::WorkerError::ForeignHolder) if it sees one.
     Worker,
+}
+
+/// Whether a shard waits for its parents after a split or a merge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ShardOrder {
+    /// A child is read only after all its parents have ended, as with the KCL: the records of a partition key
+    /// stay in order.
+    ParentsFirst,
+    /// Children are found within 20 s and read at once, beside parents that are behind: a doubling helps a
+    /// backlog right away.
+    ///
+    /// Given up is the order of a partition key's records across a split or a merge; within a shard it stays.
+    /// A parent's row that is deleted by hand is not made again once a child is read: what was not read of
+    /// the parent is lost. Set it for all workers: others leave the children alone until the parents end.
+    None,
 }
 
 /// What to do about a missing lease table.

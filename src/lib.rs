@@ -50,7 +50,7 @@ mod worker;
 #[cfg(any(test, feature = "test-util"))]
 pub use crate::worker::Freezer;
 pub use crate::{
-    config::{Config, Heartbeat, InitialPosition, LeaseTable, OnShutdown},
+    config::{Config, Heartbeat, InitialPosition, LeaseTable, OnShutdown, ShardOrder},
     core::{
         balance::{Balance, Reason as ClaimReason},
         heartbeat::{Incarnation, WorkerRow},

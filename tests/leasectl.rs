@@ -201,7 +201,7 @@ shardId-000000000002
   hands over:     no: a Java KCL 2.x, or unknown
 
 shardId-000000000004
-  state:          waiting: nobody may begin it before its parents have ended: shardId-000000000002
+  state:          waiting: its parents have not ended: shardId-000000000002; only workers with shard_order none begin it
   checkpoint:     TRIM_HORIZON
   counter:        0
   owner switches: 0 since the last checkpoint

@@ -43,6 +43,8 @@ pub(crate) struct Limits {
     pub(crate) max_steals: usize,
     /// How long a counter must stand still.
     pub(crate) failover_time: Duration,
+    /// Whether shards wait for their parents' ends.
+    pub(crate) parents_first: bool,
     /// How much longer it must stand still for others than the worker that held the lease.
     pub(crate) rejoin_grace: Duration,
     /// How long a lease may stay free before it is claimed beyond the fair share: those below theirs may be
@@ -54,6 +56,13 @@ pub(crate) struct Limits {
     pub(crate) hand_off_timeout: Duration,
     /// What is to be even.
     pub(crate) balance: Balance,
+}
+
+impl Limits {
+    /// Whether the shard may be read as far as its parents go.
+    pub(crate) fn let_begin(&self, lease: &Lease, view: &LeaseView) -> bool {
+        !self.parents_first || is_startable(lease, |shard| view.get(&shard.into()))
+    }
 }
 
 /// The worker that plans, and what only it knows.
@@ -162,7 +171,7 @@ pub(crate) fn plan(
     // What we work on is our load although its row is gone, or waits for a parent that was made anew.
     let mut unseen = planner.held.len();
     let mut leaving = 0;
-    for seen in view.rows().filter(|seen| is_startable(&seen.lease, |shard| view.get(&shard.into()))) {
+    for seen in view.rows().filter(|seen| limits.let_begin(&seen.lease, view)) {
         let (lease, key) = (&seen.lease, &seen.lease.key);
         let own = lease.holder() == Some(me);
         let grace = if own { Duration::ZERO } else { limits.rejoin_grace };

@@ -2,15 +2,12 @@
 //!
 //! Decides nothing: who takes them is for `balance` to say.
 
-use std::{
-    collections::BTreeSet,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, time::Instant};
 
 use crate::core::{
+    balance::Limits,
     lease::LeaseKey,
     lease_view::{LeaseView, Standing},
-    shard_sync::is_startable,
 };
 
 /// The leases that could be worked on and have no living holder.
@@ -18,33 +15,27 @@ use crate::core::{
 pub(crate) struct Census {
     /// How many. KCL: `ExpiredLeases`.
     pub(crate) unowned: usize,
-    /// How many of them for longer than `patience`. KCL: `VeryOldLeases`.
+    /// How many of them for longer than the patience of the limits. KCL: `VeryOldLeases`.
     pub(crate) very_old: usize,
     /// Since when the first of them has been seen without a sign of life.
     pub(crate) since: Option<Instant>,
 }
 
 /// Counts them; `held` are those that this worker works on, whatever the look says.
-pub(crate) fn census(
-    view: &LeaseView,
-    held: &BTreeSet<LeaseKey>,
-    failover_time: Duration,
-    patience: Duration,
-    now: Instant,
-) -> Census {
+pub(crate) fn census(view: &LeaseView, held: &BTreeSet<LeaseKey>, limits: &Limits, now: Instant) -> Census {
     let mut census = Census::default();
     for seen in view.rows() {
-        let (since, last_sign) = match view.standing(seen, failover_time, now) {
+        let (since, last_sign) = match view.standing(seen, limits.failover_time, now) {
             Standing::Free { since } => (since, since),
             // Its holder may have died right after the last sign of life.
-            Standing::Expired { since } => (since, since.checked_sub(failover_time).unwrap_or(since)),
+            Standing::Expired { since } => (since, since.checked_sub(limits.failover_time).unwrap_or(since)),
             Standing::Held { .. } | Standing::Finished => continue,
         };
-        if held.contains(&seen.lease.key) || !is_startable(&seen.lease, |shard| view.get(&shard.into())) {
+        if held.contains(&seen.lease.key) || !limits.let_begin(&seen.lease, view) {
             continue;
         }
         census.unowned += 1;
-        census.very_old += usize::from(now >= since + patience);
+        census.very_old += usize::from(now >= since + limits.patience);
         census.since = Some(census.since.map_or(last_sign, |first| first.min(last_sign)));
     }
     census
@@ -53,8 +44,13 @@ pub(crate) fn census(
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "tests begin at the present")]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
-    use crate::core::lease::{Checkpoint, Lease, WorkerId};
+    use crate::core::{
+        balance::Balance,
+        lease::{Checkpoint, Lease, WorkerId},
+    };
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -65,7 +61,20 @@ mod tests {
 
     fn count(view: &LeaseView, held: &[&str], now: Instant) -> Census {
         let held = held.iter().map(|key| LeaseKey::from(*key)).collect();
-        census(view, &held, SECOND * 10, SECOND * 3, now)
+        census(view, &held, &limits(), now)
+    }
+
+    fn limits() -> Limits {
+        Limits {
+            max_leases: usize::MAX,
+            max_steals: usize::MAX,
+            failover_time: SECOND * 10,
+            parents_first: true,
+            rejoin_grace: Duration::ZERO,
+            patience: SECOND * 3,
+            hand_off_timeout: SECOND * 40,
+            balance: Balance::Count,
+        }
     }
 
     #[test]
@@ -88,5 +97,8 @@ mod tests {
         let done = Lease { checkpoint: Checkpoint::ShardEnd, ..row("2", None) };
         view.observe(vec![row("0", Some("a")), child, done], start);
         assert_eq!(count(&view, &[], start), Census::default());
+        let at_once = Limits { parents_first: false, ..limits() };
+        let child_too = Census { unowned: 1, very_old: 0, since: Some(start) };
+        assert_eq!(census(&view, &BTreeSet::new(), &at_once, start), child_too);
     }
 }

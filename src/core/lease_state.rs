@@ -88,7 +88,10 @@ impl State {
             }
             Self::Waiting(parents) => {
                 let parents: Vec<&str> = parents.iter().map(ShardId::as_str).collect();
-                format!("nobody may begin it before its parents have ended: {}", parents.join(", "))
+                format!(
+                    "its parents have not ended: {}; only workers with shard_order none begin it",
+                    parents.join(", ")
+                )
             }
             Self::Free => "nobody reads it; any worker takes it at its next look".into(),
         }
@@ -140,7 +143,7 @@ mod tests {
     #[test]
     fn what_a_state_means_names_who_it_is_about() {
         let child = Lease { parents: ["0".into()].into(), ..row("1", None) };
-        assert!(said(&child, &[row("0", None)], false).meaning().ends_with("ended: 0"));
+        assert!(said(&child, &[row("0", None)], false).meaning().contains("not ended: 0;"));
         assert!(said(&row("0", Some("a")), &[], true).meaning().starts_with("a gave no sign of life"));
     }
 }

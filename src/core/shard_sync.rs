@@ -94,7 +94,19 @@ pub(crate) fn missing(listed: &[Shard], leases: &[Lease], begin: Begin, fresh: b
     let begin_here = if fresh { begin } else { begin.later() };
     let lineage = Lineage::of(listed);
     let youngest = matches!(begin, Begin::Latest { .. });
-    lineage.uncovered(&leases, youngest).into_iter().map(|n| begin_here.lease(lineage.shards[n])).collect()
+    let uncovered = lineage.uncovered(&leases, youngest, Heirs::Wait);
+    uncovered.into_iter().map(|n| begin_here.lease(lineage.shards[n])).collect()
+}
+
+/// The same for workers that do not wait for parents: shards below an unfinished lease get theirs, too. One
+/// generation at a time: a shard above one that has a lease counts as read.
+fn missing_at_once(listed: &[Shard], leases: &[Lease], begin: Begin) -> Vec<Lease> {
+    let begin_here = if is_fresh(leases) { begin } else { begin.later() };
+    let leases: BTreeMap<&str, &Lease> = leases.iter().map(|lease| (lease.key.as_str(), lease)).collect();
+    let lineage = Lineage::of(listed);
+    let youngest = matches!(begin, Begin::Latest { .. });
+    let uncovered = lineage.uncovered(&leases, youngest, Heirs::Begin);
+    uncovered.into_iter().map(|n| begin_here.lease(lineage.shards[n])).collect()
 }
 
 /// The parents of leases that have not begun, though they have no row themselves.
@@ -149,10 +161,29 @@ pub(crate) fn to_make(
     holes: bool,
     claimed: impl Fn(&ShardId) -> bool,
 ) -> Vec<Lease> {
+    let missing = if holes { missing(listed, leases, begin, is_fresh(leases)) } else { Vec::new() };
+    with_removed_parents(listed, leases, missing, begin, claimed)
+}
+
+/// The same for workers that do not wait for parents.
+pub(crate) fn to_make_at_once(
+    listed: &[Shard],
+    leases: &[Lease],
+    begin: Begin,
+    claimed: impl Fn(&ShardId) -> bool,
+) -> Vec<Lease> {
+    with_removed_parents(listed, leases, missing_at_once(listed, leases, begin), begin, claimed)
+}
+
+fn with_removed_parents(
+    listed: &[Shard],
+    leases: &[Lease],
+    missing: Vec<Lease>,
+    begin: Begin,
+    claimed: impl Fn(&ShardId) -> bool,
+) -> Vec<Lease> {
     let mut all = leases.to_vec();
-    if holes {
-        all.extend(missing(listed, leases, begin, is_fresh(leases)));
-    }
+    all.extend(missing);
     loop {
         let removed = removed_parents(listed, &all, begin, &claimed);
         if removed.is_empty() {
@@ -255,6 +286,13 @@ struct Lineage<'a> {
     oldest_first: Vec<usize>,
 }
 
+/// What shards do whose ancestors are not finished.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Heirs {
+    Wait,
+    Begin,
+}
+
 /// What the lease table says about one listed shard.
 #[derive(Clone, Default)]
 struct Place {
@@ -288,7 +326,7 @@ impl<'a> Lineage<'a> {
     }
 
     /// The shards to create leases for, by the rules of [`missing`]. Linear: two walks down, two up.
-    fn uncovered(&self, leases: &BTreeMap<&str, &Lease>, youngest: bool) -> BTreeSet<usize> {
+    fn uncovered(&self, leases: &BTreeMap<&str, &Lease>, youngest: bool, heirs: Heirs) -> BTreeSet<usize> {
         let mut places = vec![Place::default(); self.shards.len()];
         for (place, shard) in places.iter_mut().zip(&self.shards) {
             let lease = leases.get(shard.id.as_str());
@@ -309,7 +347,7 @@ impl<'a> Lineage<'a> {
                 place.premature |= parent.premature || self.shards[*p].is_open() && !parent.finished;
                 place.below_candidate |= parent.candidate || parent.below_candidate;
             }
-            let comes = place.awaited && !place.heir;
+            let comes = heirs == Heirs::Wait && place.awaited && !place.heir;
             let covered = place.leased || place.above_lease || comes;
             place.candidate = !covered && !place.premature;
             places[*n] = place;
@@ -320,7 +358,8 @@ impl<'a> Lineage<'a> {
         }
         let chosen = |place: &Place| match place.is_new() && youngest {
             true => !place.above_new,
-            false => place.heir || !place.below_candidate,
+            // Without waiting the parents' leases may come later than those of this look: they go first.
+            false => place.heir && heirs == Heirs::Wait || !place.below_candidate,
         };
         let candidates = self.oldest_first.iter().copied().filter(|n| places[*n].candidate);
         candidates.filter(|n| chosen(&places[*n])).collect()
@@ -627,6 +666,54 @@ mod tests {
             assert_eq!(numbers(&deletable(&rows).into_iter().cloned().collect::<Vec<_>>()) == "2", deletes);
         }
         assert!(deletable(&leases("1!")).is_empty(), "its children are not known");
+    }
+
+    /// Closed shards and their children, each with its parents.
+    fn family(text: &str) -> Vec<Shard> {
+        let members: Vec<(u64, BTreeSet<ShardId>)> = text
+            .split('|')
+            .map(|member| member.split_once(':').expect("a number and its parents"))
+            .map(|(n, parents)| {
+                (n.trim().parse().expect("a number"), parents.split_whitespace().map(id).collect())
+            })
+            .collect();
+        let closed = |n: u64| members.iter().any(|(_, parents)| parents.contains(&id(&n.to_string())));
+        let number = |n: u64| n.to_string().parse().expect("digits");
+        let shard = |(n, parents): &(u64, BTreeSet<ShardId>)| Shard {
+            id: id(&n.to_string()),
+            parents: parents.clone(),
+            hash_range: HashKeyRange::ALL,
+            starting_sequence: number(n * 100 + 1),
+            ending_sequence: closed(*n).then(|| number(n * 100 + 99)),
+        };
+        members.iter().map(shard).collect()
+    }
+
+    #[test]
+    fn without_waiting_each_generation_gets_its_leases_after_the_one_above() {
+        // Doubled twice, then merged in part, while the first shard is still being read.
+        let listed = family("0: | 1: 0 | 2: 0 | 3: 1 | 4: 1 | 5: 2 | 6: 2 | 7: 4 5");
+        let generations = |table: &str, begin| {
+            let mut rows = leases(table);
+            let mut made = Vec::new();
+            loop {
+                let next = missing_at_once(&listed, &rows, begin);
+                if next.is_empty() {
+                    return made.join(" | ");
+                }
+                made.push(numbers(&next));
+                rows.extend(next);
+            }
+        };
+        assert_eq!(generations("0", TRIM_HORIZON), "1 2 | 3 4 5 6 | 7");
+        assert_eq!(generations("0", LATEST), "1 2 | 3 4 5 6 | 7");
+        assert_eq!(generations("", TRIM_HORIZON), "0 | 1 2 | 3 4 5 6 | 7");
+        // What was finished, and whose row is gone, is not read again.
+        assert_eq!(generations("1! 2", TRIM_HORIZON), "3 4 5 6 | 7");
+        assert_eq!(generations("3 6 7", TRIM_HORIZON), "");
+        // The other parent of the merged shard has no lease yet: its own comes first.
+        assert_eq!(generations("1! 2 3 4!", TRIM_HORIZON), "5 6 | 7");
+        assert_eq!(numbers(&missing(&listed, &leases("0"), TRIM_HORIZON, false)), "", "who waits makes none");
     }
 
     #[test]

@@ -23,7 +23,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     clock,
-    config::{Config, InitialPosition},
+    config::{Config, InitialPosition, ShardOrder},
     core::{
         audit::HoleWatch,
         backoff::Backoff,
@@ -284,27 +284,13 @@ impl Coordinator {
         let held: BTreeSet<LeaseKey> = self.links.keys().cloned().collect();
         let avoided = self.avoided.iter().filter(|(_, (until, _))| now < *until);
         let avoided: BTreeSet<LeaseKey> = avoided.map(|(key, _)| key.clone()).collect();
-        let limits = Limits {
-            max_leases: self.parts.config.max_leases_for_worker.unwrap_or(usize::MAX),
-            // Those asked for and not handed over yet are among them.
-            max_steals: self
-                .parts
-                .config
-                .max_leases_to_steal_at_one_time
-                .unwrap_or(usize::MAX)
-                .saturating_sub(self.asked.len()),
-            failover_time: self.parts.config.failover_time,
-            rejoin_grace: self.parts.config.rejoin_grace,
-            balance: self.parts.config.balance,
-            patience: self.period() * 2,
-            hand_off_timeout: self.parts.config.shutdown_timeout + self.parts.config.failover_time,
-        };
+        let limits = self.limits();
         let planner = Planner { me: &self.parts.me, held: &held, asked: &self.asked, avoided: &avoided };
         let plan = balance::plan(&self.view, planner, &limits, now, &mut self.parts.rng);
         let Plan { total, workers, needed, .. } = plan;
         debug!(total, workers, needed, held = held.len(), claims = plan.claims.len(), "look");
         if !self.parts.meter.is_off() {
-            let unowned = census(&self.view, &held, limits.failover_time, limits.patience, now);
+            let unowned = census(&self.view, &held, &limits, now);
             self.parts.meter.planned(&plan, unowned);
         }
         self.tell_left_over(&plan);
@@ -318,6 +304,23 @@ impl Coordinator {
         self.clean_up().await;
         self.forget_workers().await;
         Ok(if lost_race { clock::now() + self.parts.config.look_interval() / 4 } else { self.next_look() })
+    }
+
+    /// What bounds the claims of this look.
+    fn limits(&self) -> Limits {
+        let config = &self.parts.config;
+        let steals = config.max_leases_to_steal_at_one_time.unwrap_or(usize::MAX);
+        Limits {
+            max_leases: config.max_leases_for_worker.unwrap_or(usize::MAX),
+            // Those asked for and not handed over yet are among them.
+            max_steals: steals.saturating_sub(self.asked.len()),
+            failover_time: config.failover_time,
+            parents_first: config.shard_order == ShardOrder::ParentsFirst,
+            rejoin_grace: config.rejoin_grace,
+            balance: config.balance,
+            patience: self.period() * 2,
+            hand_off_timeout: config.shutdown_timeout + config.failover_time,
+        }
     }
 
     /// The time between two looks that the read budget affords.

@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use kinesis_consumer::{
-    Checkpoint, Config, Event, Report, ShardId, Worker, WorkerError, WorkerHandle,
+    Checkpoint, Config, Event, Report, ShardId, ShardOrder, Worker, WorkerError, WorkerHandle,
     io::{
         LeaseStore, RecordSource,
         faulty::{Faults, FaultyLeaseStore, FaultySource},
@@ -123,6 +123,7 @@ impl World {
     pub(crate) fn new(setup: Setup) -> Self {
         let rules = Rules {
             failover_time: setup.config.failover_time,
+            parents_first: setup.config.shard_order == ShardOrder::ParentsFirst,
             max_leases: setup.config.max_leases_for_worker.unwrap_or(usize::MAX),
             max_steals: setup.config.max_leases_to_steal_at_one_time.unwrap_or(usize::MAX),
             from_start: setup.config.initial_position == kinesis_consumer::InitialPosition::TrimHorizon,

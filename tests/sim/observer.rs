@@ -25,6 +25,7 @@ use super::{
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rules {
     pub(crate) failover_time: Duration,
+    pub(crate) parents_first: bool,
     pub(crate) max_leases: usize,
     pub(crate) max_steals: usize,
     /// The application reads every shard from its beginning.

@@ -312,7 +312,7 @@ impl State {
         for number in first..=last {
             wrong.extend(log.deliver(number, first - 1).err());
             log.ack(number);
-            if let Some((key, in_key)) = log.in_key(number) {
+            if let Some((key, in_key)) = log.in_key(number).filter(|_| self.rules.parents_first) {
                 wrong.extend(self.keys.deliver(key, in_key).err());
             }
         }
@@ -330,14 +330,17 @@ impl State {
         let mut wrong = Vec::new();
         for number in first..=last {
             wrong.extend(log.deliver(number, first - 1).err());
-            if let Some((key, in_key)) = log.in_key(number) {
+            if let Some((key, in_key)) = log.in_key(number).filter(|_| self.rules.parents_first) {
                 wrong.extend(self.keys.deliver(key, in_key).err());
             }
         }
         for parent in parents {
             let unended = self.shards.get(&parent).is_some_and(|log| !log.ended && !log.gone);
             // An application that began at the tip reads no shard that was closed before.
-            if unended && (self.rules.from_start || self.rows.contains_key(&parent)) {
+            if self.rules.parents_first
+                && unended
+                && (self.rules.from_start || self.rows.contains_key(&parent))
+            {
                 wrong.push(format!("its parent {parent} has not ended"));
             }
         }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use kinesis_consumer::{Checkpoint, OnShutdown, WorkerError, io::faulty::Op};
+use kinesis_consumer::{Checkpoint, OnShutdown, ShardOrder, WorkerError, io::faulty::Op};
 use tokio::time::Instant;
 
 use super::{
@@ -446,10 +446,16 @@ impl Player {
                     format!("looked {looked} times in {window:?} at rest, at most {most_looks}"),
                 );
             }
+            // Who does not wait for parents looks for children.
+            let listings = match config.shard_order {
+                ShardOrder::ParentsFirst => 0.0,
+                ShardOrder::None => per(Duration::from_secs(16)) + 2.0,
+            };
             // Shards that ended within the window are held no more; they were read, and their rows cleaned up.
             let ended = (made.of("create") + made.of("delete")) as f64;
             // One renewal more: the worker's own heartbeat.
-            let most = (most_looks + (held + ended) * (renewals + reads) + ended + renewals).ceil();
+            let most =
+                (most_looks + (held + ended) * (renewals + reads) + ended + renewals + listings).ceil();
             if calls as f64 > most {
                 self.world
                     .observer

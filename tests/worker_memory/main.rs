@@ -14,6 +14,7 @@ mod operator;
 mod reading;
 mod rejoin;
 mod shard_end;
+mod shard_order;
 mod signals;
 mod start;
 mod stop;

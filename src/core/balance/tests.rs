@@ -17,6 +17,7 @@ fn limits() -> Limits {
         max_leases: usize::MAX,
         max_steals: usize::MAX,
         failover_time: FAILOVER,
+        parents_first: true,
         rejoin_grace: Duration::ZERO,
         balance: Balance::Count,
         patience: FAILOVER * 3,

@@ -5,14 +5,15 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use rand::RngExt;
 use tokio::{select, task::JoinSet};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, warn};
+use tracing::{debug, error, info, warn};
 
 use super::Coordinator;
 use crate::{
     clock,
-    config::LeaseTable,
+    config::{LeaseTable, ShardOrder},
     core::{
         audit::{self, Coverage},
         lease::{Lease, LeaseKey},
@@ -26,6 +27,9 @@ use crate::{
 
 /// How often shards are listed to audit rows without a range.
 const LIST_INTERVAL: Duration = Duration::from_secs(60);
+/// How often shards are listed by a worker that does not wait for parents: children begin so long after a
+/// reshard at the latest, and sooner the more workers there are.
+const SEARCH_INTERVAL: Duration = Duration::from_secs(20);
 /// Rows in doubt that are read again in one look.
 const CONFIRMED_AT_ONCE: usize = 8;
 
@@ -33,6 +37,9 @@ impl Coordinator {
     /// Makes the leases that are missing: all at first, later where the hash keys show a hole.
     pub(super) async fn repair(&mut self, stop: &CancellationToken) -> Result<(), WorkerError> {
         let fresh = self.view.leases().next().is_none();
+        // Who does not wait for parents does not learn of children from their ends.
+        let at_once = self.parts.config.shard_order == ShardOrder::None;
+        let due = at_once && clock::now() >= self.list_after;
         let mut coverage = audit::coverage(self.view.leases(), None);
         if matches!(coverage, Coverage::Unknown(_)) && clock::now() >= self.list_after {
             // Rows of old KCL versions have no range: the listing has it.
@@ -48,8 +55,11 @@ impl Coordinator {
             Coverage::Unknown(_) => false,
         };
         let orphaned = self.orphaned_parents();
-        if !fresh && !suspicious && orphaned.is_empty() {
+        if !fresh && !suspicious && !due && orphaned.is_empty() {
             return Ok(());
+        }
+        if at_once {
+            self.list_after = clock::now() + SEARCH_INTERVAL.mul_f64(self.parts.rng.random_range(0.8..1.0));
         }
         let leases: Vec<Lease> = self.view.leases().cloned().collect();
         let missing = match self.missing(&leases, fresh || suspicious).await {
@@ -71,7 +81,11 @@ impl Coordinator {
                 return Ok(());
             }
         };
-        if !fresh && !missing.is_empty() {
+        if at_once && !missing.is_empty() {
+            info!(leases = missing.len(), "shards found");
+            // Their children may be there already.
+            self.list_after = clock::now();
+        } else if !fresh && !missing.is_empty() {
             warn!(leases = missing.len(), "leases were missing and are made again");
         }
         // In the order of the shards, so that a crash in the midst leaves no child without its parent.
@@ -153,13 +167,17 @@ impl Coordinator {
         let ids: BTreeSet<&ShardId> = listed.iter().map(|shard| &shard.id).collect();
         self.claimed.retain(|shard| ids.contains(shard));
         let claimed = |shard: &ShardId| self.claimed.contains(shard);
-        let made = shard_sync::to_make(&listed, leases, begin, holes, claimed);
+        let to_make = |leases: &[Lease]| match self.parts.config.shard_order {
+            ShardOrder::ParentsFirst => shard_sync::to_make(&listed, leases, begin, holes, claimed),
+            ShardOrder::None => shard_sync::to_make_at_once(&listed, leases, begin, claimed),
+        };
+        let made = to_make(leases);
         if made.is_empty() {
             return Ok(made);
         }
         // A look may be older than the end of a parent, and its row be deleted since.
         let leases = self.confirmed(leases).await?;
-        Ok(shard_sync::to_make(&listed, &leases, begin, holes, claimed))
+        Ok(to_make(&leases))
     }
 
     /// The same leases, those that nobody has claimed as they are now.
