@@ -50,6 +50,7 @@ const CONTRACT: &[(&str, Check)] = checks![
     a_shard_lives_from_claim_to_end
     of_two_claims_from_one_look_the_second_loses
     a_claim_is_answered_with_the_row_that_it_took
+    a_claim_or_deletion_meets_only_the_holding_that_it_saw
     a_write_that_was_sent_twice_is_recognised
     of_a_hundred_workers_exactly_one_claims_a_lease
     the_counter_counts_every_write_that_succeeded
@@ -368,16 +369,56 @@ async fn a_shard_lives_from_claim_to_end(store: Store) {
     assert_eq!((row.checkpoint, row.children), (Checkpoint::ShardEnd, children));
 }
 
-/// The row was deleted and made anew since it was seen, and has come to the same counter.
+/// Its checkpoint was moved by hand since it was seen.
 async fn a_claim_is_answered_with_the_row_that_it_took(store: Store) {
     store.open(true).await.expect("a table");
     let seen = Lease { counter: 41, ..full_row("a") };
-    let anew = Lease { counter: 41, checkpoint: at(5, 2), ..new_row("a") };
+    let anew = Lease { checkpoint: at(5, 2), ..seen.clone() };
     store.create(&anew).await.expect("put");
     let claim = seen.claim(&Claimant::new(&"me".into(), 7, 1));
     assert_eq!(store.claim(&claim).await.expect("unchanged"), anew.after(&claim));
     let late = store.claim(&seen.claim(&Claimant::new(&"me".into(), 8, 1))).await;
     assert!(is_conflict(&late.map(drop), &seen));
+}
+
+/// The row was deleted and made anew since it was seen, and has come to the same counter.
+async fn a_claim_or_deletion_meets_only_the_holding_that_it_saw(store: Store) {
+    store.open(true).await.expect("a table");
+    let row = |owner: Option<&str>, from: Option<&str>, by: Option<&str>| Lease {
+        counter: 41,
+        owner: owner.map(WorkerId::from),
+        checkpoint_owner: from.map(WorkerId::from),
+        hands_over: by.map(Claimant::from),
+        ..new_row("a")
+    };
+    let (first, second) = (Some("a#0123456789abcdef.1"), Some("a#0123456789abcdef.2"));
+    let rows = [
+        row(None, None, None),
+        row(None, None, first),
+        row(Some("a"), None, None),
+        row(Some("a"), None, first),
+        row(Some("a"), None, second),
+        row(Some("java"), None, None),
+        row(Some("java"), None, first),
+        row(Some("java"), Some("a"), first),
+        row(Some("java"), Some("a"), second),
+    ];
+    for seen in &rows {
+        for stored in &rows {
+            let case = format!("{seen:?} was seen, {stored:?} is stored");
+            assert!(store.create(stored).await.expect("put"), "{case}");
+            let same = seen == stored;
+            assert_eq!(store.delete(seen).await.expect("an answer"), same, "{case}");
+            assert_eq!(store.create(stored).await.expect("an answer"), same, "{case}");
+            let result = store.claim(&seen.claim(&Claimant::new(&"me".into(), 7, 1))).await;
+            let found = store.get(&stored.key).await.expect("read").expect("the row");
+            match result {
+                Ok(row) => assert!(same && row == found, "{case}"),
+                Err(error) => assert!(!same && found == *stored, "{case}: {error}"),
+            }
+            assert!(store.delete(&found).await.expect("deleted"), "{case}");
+        }
+    }
 }
 
 async fn of_two_claims_from_one_look_the_second_loses(store: Store) {

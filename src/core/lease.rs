@@ -272,6 +272,11 @@ impl Lease {
         self.heartbeat.as_ref().filter(|incarnation| incarnation.is_of(holder))
     }
 
+    /// Whether both rows name one holding, or one time without a holder: of one holder, begun by one claim.
+    pub(crate) fn is_of_holding(&self, other: &Self) -> bool {
+        self.holder() == other.holder() && self.hands_over == other.hands_over
+    }
+
     /// Whether the shard has been processed to its end.
     pub fn is_finished(&self) -> bool {
         self.checkpoint == Checkpoint::ShardEnd

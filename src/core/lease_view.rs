@@ -66,7 +66,7 @@ impl LeaseView {
                     doubtful.push(lease.key);
                     continue;
                 }
-                if seen.lease.counter == lease.counter && seen.lease.holder() == lease.holder() {
+                if seen.lease.counter == lease.counter && seen.lease.is_of_holding(&lease) {
                     moved_at = seen.moved_at;
                 }
                 let hand_off = |lease: &Lease| (lease.owner.clone(), lease.checkpoint_owner.clone());
@@ -95,9 +95,11 @@ impl LeaseView {
     /// Takes in what a consistent read showed of a row, arrived at `now`: it counts even if it is older than
     /// what was known.
     pub(crate) fn confirm(&mut self, key: &LeaseKey, row: Option<Lease>, now: Instant) {
-        let known = self.rows.get(key).map(|seen| seen.lease.counter);
+        let known = |row: &Lease| {
+            self.get(key).is_some_and(|seen| seen.counter == row.counter && seen.is_of_holding(row))
+        };
         match row {
-            Some(row) if known != Some(row.counter) => self.note(row, now),
+            Some(row) if !known(&row) => self.note(row, now),
             Some(_) => {}
             None => drop(self.rows.remove(key)),
         }

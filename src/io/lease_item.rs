@@ -157,8 +157,8 @@ pub(crate) struct Expressions {
 
 /// The update for a write, on condition that the row is as the writer saw it.
 ///
-/// A hand-off must be pending or not as the writer knows it, unless the write claims the lease: a claim
-/// ends it. KCL: `renewLease`, `updateLease`, `takeLease` and `assignLease` of `DynamoDBLeaseRefresher`.
+/// A hand-off must be pending or not as the writer knows it. KCL: `renewLease`, `updateLease`, `takeLease` and
+/// `assignLease` of `DynamoDBLeaseRefresher`.
 pub(crate) fn update(write: &LeaseWrite) -> Expressions {
     let mut set = vec![format!("{COUNTER} = :counter")];
     let (mut remove, mut add) = (Vec::new(), String::new());
@@ -167,9 +167,6 @@ pub(crate) fn update(write: &LeaseWrite) -> Expressions {
     let mut value = |name: &str, value| {
         values.insert(name.to_owned(), value);
     };
-    if let Some(claimant) = write.claimant() {
-        value(":claimant", text(&claimant.to_string()));
-    }
     match write.owner() {
         OwnerChange::Keep => {
             if let Some(row) = write.heartbeat() {
@@ -186,6 +183,7 @@ pub(crate) fn update(write: &LeaseWrite) -> Expressions {
         OwnerChange::Set { owner, switched } => {
             set.push(format!("{OWNER} = :owner, {HANDS_OVER} = :claimant"));
             value(":owner", text(owner.as_str()));
+            value(":claimant", text(&write.claimant().map(ToString::to_string).unwrap_or_default()));
             remove.push(CHECKPOINT_OWNER);
             match write.heartbeat() {
                 Some(row) => {
@@ -200,16 +198,12 @@ pub(crate) fn update(write: &LeaseWrite) -> Expressions {
             }
         }
     }
-    if let Some(me) = write.holder() {
-        condition += &match write.handing_over() {
-            None => format!(" AND {OWNER} = :me AND attribute_not_exists({CHECKPOINT_OWNER})"),
-            Some(_) => format!(" AND {CHECKPOINT_OWNER} = :me"),
-        };
-        if write.claimant().is_some() {
-            condition += &format!(" AND {HANDS_OVER} = :claimant");
-        }
-        value(":me", text(me.as_str()));
+    if write.is_claim() {
+        condition += &claimed(write.replaced(), &mut value);
+    } else if let Some(claimant) = write.claimant() {
+        condition += &claimed(Some(claimant), &mut value);
     }
+    condition += &held(write.holder(), write.handing_over(), &mut value);
     match write.mark() {
         None => {}
         Some(mark @ (Mark::Done(checkpoint) | Mark::Advanced(checkpoint))) => {
@@ -284,7 +278,44 @@ pub(crate) fn hand_off(request: &HandOff) -> Expressions {
 /// The condition under which `seen` may be deleted, and its values: nobody has written it since.
 pub(crate) fn deletable(seen: &Lease) -> (String, Item) {
     let mut values = Item::new();
-    (unchanged(seen.counter, &mut values), values)
+    let mut condition = unchanged(seen.counter, &mut values);
+    let mut value = |name: &str, value| {
+        values.insert(name.to_owned(), value);
+    };
+    condition += &held(seen.holder(), seen.checkpoint_owner.as_ref(), &mut value);
+    condition += &claimed(seen.hands_over.as_ref(), &mut value);
+    (condition, values)
+}
+
+/// The condition that a row names this holder, or nobody.
+fn held(
+    holder: Option<&WorkerId>,
+    handing_over: Option<&WorkerId>,
+    mut value: impl FnMut(&str, AttributeValue),
+) -> String {
+    let Some(holder) = holder else {
+        return format!(" AND {} AND {}", vacant(OWNER, &mut value), vacant(CHECKPOINT_OWNER, &mut value));
+    };
+    value(":me", text(holder.as_str()));
+    match handing_over {
+        None => format!(" AND {OWNER} = :me AND {}", vacant(CHECKPOINT_OWNER, &mut value)),
+        Some(_) => format!(" AND {CHECKPOINT_OWNER} = :me"),
+    }
+}
+
+/// The condition that a row names this claim, or none.
+fn claimed(claim: Option<&Claimant>, mut value: impl FnMut(&str, AttributeValue)) -> String {
+    let Some(claim) = claim else { return format!(" AND {}", vacant(HANDS_OVER, &mut value)) };
+    value(":claim", text(&claim.to_string()));
+    format!(" AND {HANDS_OVER} = :claim")
+}
+
+/// The condition that an attribute says nothing, as `decode` reads it: a hand may have emptied it instead of
+/// removing it, and a lease must not stay without a holder for that.
+fn vacant(name: &str, mut value: impl FnMut(&str, AttributeValue)) -> String {
+    value(":null", text("NULL"));
+    value(":zero", number(0));
+    format!("(attribute_not_exists({name}) OR attribute_type({name}, :null) OR size({name}) = :zero)")
 }
 
 /// Frees a row of its owners and gives it another counter, whatever else it holds.
@@ -512,13 +543,29 @@ mod tests {
     /// What DynamoDB makes of an update: nothing if the condition does not hold. Knows what we use of it.
     fn applied(update: &Expressions, item: &Item) -> Option<Item> {
         let value = |name: &str| update.values.get(name).expect("a bound value");
-        let holds = |clause: &str| match clause.split_once(" = ") {
-            Some((name, expected)) => item.get(name) == Some(value(expected)),
-            None => {
-                let name =
-                    clause.strip_prefix("attribute_not_exists(").and_then(|name| name.strip_suffix(')'));
-                !item.contains_key(name.expect("the only function"))
-            }
+        let one = |clause: &str| match clause.split_once(" = ") {
+            Some((of, expected)) => match of.strip_prefix("size(").and_then(|name| name.strip_suffix(')')) {
+                Some(name) => item.get(name).is_some_and(|found| {
+                    found.as_s().is_ok_and(|text| number(text.len()) == *value(expected))
+                }),
+                None => item.get(of) == Some(value(expected)),
+            },
+            None => match clause.strip_prefix("attribute_type(") {
+                Some(named) => {
+                    let (name, kind) = named.split_once(", ").expect("NAME, KIND");
+                    assert_eq!(value(kind.trim_end_matches(')')), &text("NULL"));
+                    item.get(name).is_some_and(AttributeValue::is_null)
+                }
+                None => {
+                    let name =
+                        clause.strip_prefix("attribute_not_exists(").and_then(|name| name.strip_suffix(')'));
+                    !item.contains_key(name.expect("the only function"))
+                }
+            },
+        };
+        let holds = |clause: &str| match clause.strip_prefix('(').and_then(|rest| rest.strip_suffix(')')) {
+            Some(any) => any.split(" OR ").any(one),
+            None => one(clause),
         };
         if !update.condition.split(" AND ").all(holds) {
             return None;
@@ -672,7 +719,7 @@ mod tests {
                 let made = update(&write);
                 let text = format!("{} {}", made.update, made.condition);
                 let mut named: Vec<_> =
-                    text.split([' ', ',']).filter(|word| word.starts_with(':')).map(str::to_owned).collect();
+                    text.split([' ', ',', ')']).filter(|word| word.starts_with(':')).map(str::to_owned).collect();
                 let mut bound: Vec<_> = made.values.into_keys().collect();
                 named.sort_unstable();
                 named.dedup();
@@ -763,7 +810,7 @@ mod tests {
         assert_eq!(transfer.update, "SET leaseCounter = :counter REMOVE checkpointOwner");
         assert_eq!(
             transfer.condition,
-            "leaseCounter = :expected AND checkpointOwner = :me AND handsOverWorker = :claimant"
+            "leaseCounter = :expected AND handsOverWorker = :claim AND checkpointOwner = :me"
         );
         let end = update(&tenure.finish(BTreeSet::new()));
         assert!(end.update.contains("REMOVE leaseOwner, checkpointOwner"), "{}", end.update);
@@ -783,7 +830,13 @@ mod tests {
             "SET leaseCounter = :counter, leaseOwner = :owner, handsOverWorker = :claimant \
              REMOVE checkpointOwner, heartbeatKey ADD ownerSwitchesSinceCheckpoint :one"
         );
-        assert_eq!(made.condition, "leaseCounter = :expected");
+        assert_eq!(
+            made.condition,
+            "leaseCounter = :expected AND (attribute_not_exists(handsOverWorker) \
+             OR attribute_type(handsOverWorker, :null) OR size(handsOverWorker) = :zero) AND leaseOwner = :me \
+             AND (attribute_not_exists(checkpointOwner) OR attribute_type(checkpointOwner, :null) \
+             OR size(checkpointOwner) = :zero)"
+        );
         let made = update(&row.claim(&"b".into()).living_by(Incarnation::new(&"b".into(), 1, 1)));
         assert_eq!(
             made.update,
@@ -800,11 +853,26 @@ mod tests {
         );
         assert_eq!(
             made.condition,
-            "leaseCounter = :expected AND leaseOwner = :me AND attribute_not_exists(checkpointOwner) \
-             AND handsOverWorker = :claimant"
+            "leaseCounter = :expected AND handsOverWorker = :claim AND leaseOwner = :me \
+             AND (attribute_not_exists(checkpointOwner) OR attribute_type(checkpointOwner, :null) \
+             OR size(checkpointOwner) = :zero)"
         );
         assert_eq!(made.values[":expected"], number(8));
         assert_eq!(made.values[":counter"], number(9));
+    }
+
+    #[test]
+    fn a_lease_whose_owner_was_emptied_by_hand_can_be_claimed() {
+        let claim = update(&least_lease().claim(&"a".into()));
+        for value in [text(""), AttributeValue::Null(true)] {
+            for name in [OWNER, CHECKPOINT_OWNER, HANDS_OVER] {
+                let mut item = encode(&least_lease());
+                item.insert(name.to_owned(), value.clone());
+                assert!(applied(&claim, &item).is_some(), "{name}");
+                item.insert(name.to_owned(), text("b"));
+                assert!(applied(&claim, &item).is_none(), "{name}");
+            }
+        }
     }
 
     #[test]
@@ -816,8 +884,9 @@ mod tests {
         assert_eq!(made.update, "SET leaseCounter = :counter, leftAtCounter = :counter");
         assert_eq!(
             made.condition,
-            "leaseCounter = :expected AND leaseOwner = :me AND attribute_not_exists(checkpointOwner) \
-             AND handsOverWorker = :claimant"
+            "leaseCounter = :expected AND handsOverWorker = :claim AND leaseOwner = :me \
+             AND (attribute_not_exists(checkpointOwner) OR attribute_type(checkpointOwner, :null) \
+             OR size(checkpointOwner) = :zero)"
         );
     }
 

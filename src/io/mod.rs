@@ -83,8 +83,8 @@ pub trait LeaseStore: fmt::Debug + Send + Sync {
     /// After [`LeaseError::Unavailable`] the write may have been applied or not, or still be.
     async fn write(&self, write: &LeaseWrite) -> Result<(), LeaseError>;
 
-    /// Makes a claim, and returns the row as the claim left it: what the claimer saw before may be that of an
-    /// earlier row with the same counter, deleted since and made anew.
+    /// Makes a claim, and returns the row as the claim left it: its checkpoint may have been moved by hand since
+    /// the claimer saw it.
     ///
     /// A store that answers writes with the row saves itself the second call that is made by default.
     ///
@@ -101,8 +101,8 @@ pub trait LeaseStore: fmt::Debug + Send + Sync {
     /// [`LeaseError::Conflict`] if the row does not meet the condition, or is gone; nothing was written.
     async fn hand_off(&self, request: &HandOff) -> Result<(), LeaseError>;
 
-    /// Deletes the row if its counter is still that of `seen`. Says whether it did; false also if the
-    /// row was gone.
+    /// Deletes the row if its counter, owners and claim are still those of `seen`. Says whether it did; false
+    /// also if the row was gone.
     async fn delete(&self, seen: &Lease) -> Result<bool, LeaseError>;
 
     /// One worker row as it stands, never stale; none if there is no such row.

@@ -63,6 +63,32 @@ async fn a_checkpoint_set_back_by_hand_is_read_from_although_no_look_has_shown_i
     assert_eq!(world.observer.counts().deliveries, 2 * before, "all comes again");
 }
 
+/// F17, F29: a worker stands still while a row is deleted, made anew by another process of its holder's id and
+/// renewed up to the counter that the worker remembers.
+#[tokio::test(start_paused = true)]
+async fn a_row_made_anew_that_meets_the_counter_remembered_is_not_taken_for_one_that_stood_still() {
+    for at in 0..10 {
+        let mut world = settled(Setup::new(620 + at, 1), 1).await;
+        world.start("b");
+        world.put(5);
+        world.advance(5 * SECOND + Duration::from_millis(130 * at)).await;
+        let remembered = world.table.rows()[0].counter;
+        world.freeze(1);
+        world.crash(0).await;
+        world.delete(&id(0));
+        let again = world.start("a");
+        let met = |world: &World| world.table.rows().first().is_some_and(|row| row.counter >= remembered);
+        assert!(world.until(60 * SECOND, met).await);
+        assert_eq!(owned(&world, "a"), 1);
+        let moves = world.observer.moves();
+        world.thaw(1);
+        world.advance(SECOND).await;
+        assert_eq!(world.observer.moves(), moves, "{}", world.observer.trace());
+        assert_eq!(world.instances[again].state, Life::Running);
+        is_clean(&world);
+    }
+}
+
 /// F29: two processes with one id that start in the same moment: none sees the other before it has claimed.
 #[tokio::test(start_paused = true)]
 async fn of_two_processes_of_one_id_that_start_together_one_stays_and_none_disturbs_the_other() {

@@ -25,8 +25,9 @@ impl Lease {
         LeaseWrite {
             key: self.key.clone(),
             expected: self.counter,
-            holder: None,
-            handing_over: None,
+            holder: self.holder().cloned(),
+            handing_over: self.checkpoint_owner.clone(),
+            replaced: self.hands_over.clone(),
             claimant: Some(me.clone()),
             owner: OwnerChange::Set { owner: me.worker().clone(), switched },
             mark: None,
@@ -151,17 +152,18 @@ impl HandOff {
     }
 }
 
-/// One conditional write to a lease row: it takes effect only if the counter still is
-/// [`expected`](LeaseWrite::expected) and, unless it claims the lease, the writer holds it and the state of
-/// a hand-off is as the writer knows it.
+/// One conditional write to a lease row: it takes effect only if the row still names the holding that its
+/// writer knows: by the counter, the holder, the state of a hand-off, and the claim that the holding began with.
 #[derive(Clone, PartialEq, Debug)]
 pub struct LeaseWrite {
     key: LeaseKey,
     expected: u64,
-    /// Who must hold the lease: the writer, or whom an operator takes it from; none for a claim.
+    /// Who must hold the lease: the writer, or whom it is taken from; none if nobody may.
     holder: Option<WorkerId>,
     /// The writer, if it is handing the lease over; none if no hand-off may be pending.
     handing_over: Option<WorkerId>,
+    /// Of a claim, the last claim before it, which the row must still name; none if it must name none.
+    replaced: Option<Claimant>,
     /// Whose claim began the holding; of a claim, who makes it. None for an operator.
     claimant: Option<Claimant>,
     owner: OwnerChange,
@@ -213,6 +215,7 @@ impl LeaseWrite {
             expected: row.counter,
             holder: row.holder().cloned(),
             handing_over: row.checkpoint_owner.clone(),
+            replaced: None,
             claimant: None,
             owner: OwnerChange::Remove,
             mark,
@@ -232,15 +235,13 @@ impl LeaseWrite {
         self.expected
     }
 
-    /// The worker that must hold the lease; none for a claim, and for an operator's write to a free row, which
-    /// go by the counter alone. For a holder it does not tell: that of a row that was deleted and made anew
-    /// may meet a former holder's.
+    /// The worker that must hold the lease: the writer, or whom it is taken from; none if nobody may. The
+    /// counter does not tell: that of a row that was deleted and made anew may meet one seen before.
     pub fn holder(&self) -> Option<&WorkerId> {
         self.holder.as_ref()
     }
 
-    /// The worker that must be handing the lease over; none if no hand-off may be pending. Of no meaning
-    /// for a claim.
+    /// The worker that must be handing the lease over; none if no hand-off may be pending.
     pub fn handing_over(&self) -> Option<&WorkerId> {
         self.handing_over.as_ref()
     }
@@ -250,6 +251,18 @@ impl LeaseWrite {
     /// one worker's id.
     pub fn claimant(&self) -> Option<&Claimant> {
         self.claimant.as_ref()
+    }
+
+    /// Whether this write begins a holding.
+    pub fn is_claim(&self) -> bool {
+        matches!(self.owner, OwnerChange::Set { .. })
+    }
+
+    /// Of a claim, the claim that the row named when it was seen and must still name; none if it named none,
+    /// as a row does that only a Java KCL has held. A row made anew with counter, owner and claim as before
+    /// comes only out of a backup of the table.
+    pub fn replaced(&self) -> Option<&Claimant> {
+        self.replaced.as_ref()
     }
 
     fn is_claimed_on(&self, row: &Lease) -> bool {
@@ -290,7 +303,8 @@ impl LeaseWrite {
     /// Whether `row` meets the condition of this write.
     pub fn is_allowed_on(&self, row: &Lease) -> bool {
         let held = row.holder() == self.holder.as_ref() && row.checkpoint_owner == self.handing_over;
-        row.counter == self.expected && (self.holder.is_none() || held && self.is_claimed_on(row))
+        let claimed = if self.is_claim() { row.hands_over == self.replaced } else { self.is_claimed_on(row) };
+        row.counter == self.expected && held && claimed
     }
 
     /// Whether `row`, read after this write failed or went unanswered, shows that it took effect for `me`.
@@ -353,7 +367,7 @@ impl Tenure {
     /// had shown before, since the row may have been deleted and made anew with the same counter. Nothing if
     /// `claim` is another kind of write, or did not lead to `row`.
     pub fn taken(row: Lease, claim: &LeaseWrite, sent_at: Instant) -> Option<Self> {
-        let claims = matches!(claim.owner, OwnerChange::Set { .. }) && claim.key == row.key;
+        let claims = claim.is_claim() && claim.key == row.key;
         let me = claim.claimant.clone().filter(|_| claims)?;
         claim.took_effect_on(&row, me.worker()).then_some(Self {
             row,
@@ -390,6 +404,7 @@ impl Tenure {
             expected: self.row.counter,
             holder: Some(self.me().clone()),
             handing_over: self.row.checkpoint_owner.clone(),
+            replaced: None,
             claimant: Some(self.me.clone()),
             owner: OwnerChange::Keep,
             mark: None,

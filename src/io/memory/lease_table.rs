@@ -211,7 +211,11 @@ impl LeaseStore for MemoryLeaseStore {
 
     async fn delete(&self, seen: &Lease) -> Result<bool, LeaseError> {
         let mut table = self.lock();
-        let unchanged = table.lease(&seen.key)?.is_some_and(|row| row.counter == seen.counter);
+        let unchanged = table.lease(&seen.key)?.is_some_and(|row| {
+            row.counter == seen.counter
+                && row.is_of_holding(seen)
+                && row.checkpoint_owner == seen.checkpoint_owner
+        });
         let staleness = table.staleness;
         if unchanged {
             table.leases.replace(seen.key.clone(), None, staleness);
