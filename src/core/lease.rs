@@ -3,6 +3,7 @@
 //! What may be written to it, and by whom, is in `tenure`. KCL: `Lease`, `ExtendedSequenceNumber`.
 
 mod claimant;
+mod hand_off;
 mod operator;
 mod tenure;
 
@@ -12,8 +13,9 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 pub use self::claimant::Claimant;
+pub use self::hand_off::HandOff;
 pub use self::operator::Reset;
-pub use self::tenure::{CheckpointGoesBack, HandOff, LeaseWrite, Mark, OwnerChange, Tenure};
+pub use self::tenure::{CheckpointGoesBack, LeaseWrite, Mark, OwnerChange, Tenure};
 use crate::core::{
     heartbeat::Incarnation,
     shard::{HashKeyRange, Position, ShardId},
