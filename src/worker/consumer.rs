@@ -142,6 +142,8 @@ impl Consumer {
             warn!(shard = %link.shard, "the processor did not finish in time and was stopped");
             user.abort_all();
         }
+        // What is left is ours and the table's: no part of the user's code owes progress.
+        link.set_busy(false);
         let (shard, records, checkpoint) = (link.shard.clone(), link.records.load(Relaxed), link.done());
         let how = self.exit(user_end).await;
         Exit { shard, how, free: link.held.is_given_up(), records, checkpoint }

@@ -93,6 +93,8 @@ impl Driver {
             match end {
                 None => {}
                 Some(DriverEnd::Lost(why)) => {
+                    // A call of its own, whatever the one that was dropped had done.
+                    self.shard.link().set_busy(true);
                     processor.lease_lost(why).await;
                     return DriverEnd::Lost(why);
                 }

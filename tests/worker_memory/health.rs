@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kinesis_consumer::{
-    Batch, Config, Event, Failure, LeaseLost, ShardContext, Verdict,
+    Batch, Config, Event, Failure, LeaseLost, RecordProcessor, ShardContext, Verdict,
     health::{Health, Reason},
     io::faulty::{Fault, Op},
 };
@@ -275,4 +275,50 @@ async fn a_worker_that_starts_is_not_ready_and_says_so() {
     assert!(worker.handle.ready().await);
     until("ready", || worker.handle.health().ready).await;
     worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_given_up_while_the_table_is_away_is_no_reason_to_restart() {
+    let world = World::shards(1);
+    let config = Config { health_max_age: Some(2 * SECOND), ..config() };
+    let gives_up = world.probe_with(|_, _| async {
+        sleep(SECOND).await;
+        Err(Failure::StopShard("simulated".into()))
+    });
+    let worker = run(world.worker_with("a", config).build(gives_up).expect("valid"));
+    assert!(worker.handle.ready().await);
+    world.put(0, [1]);
+    world.trace.wait_for(0, "batch 1").await;
+    world.faults.cut();
+    // The release is tried until the lease expires.
+    always(&worker, 30 * SECOND, Health::is_fresh).await;
+    worker.crash().await;
+}
+
+/// Never returns from a batch, and takes its time when the lease is lost.
+struct Leaver;
+
+impl RecordProcessor for Leaver {
+    async fn process(&mut self, _: Batch, _: &ShardContext) -> Result<Verdict, Failure> {
+        std::future::pending().await
+    }
+
+    async fn lease_lost(&mut self, _: LeaseLost) {
+        sleep(3 * SECOND).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_done_when_a_lease_is_lost_has_a_time_of_its_own() {
+    let world = World::shards(1);
+    world.put(0, [1]);
+    let config = Config { health_max_age: Some(4 * SECOND), stall_timeout: 6 * SECOND, ..config() };
+    let worker = run(world.worker_with("a", config).build(|_| async { Ok(Leaver) }).expect("valid"));
+    let (since, health) = stale(&worker).await;
+    assert_eq!(health.reason, Reason::ProcessorStuck);
+    until("given up", || worker.handle.health().is_fresh()).await;
+    let past = since.elapsed();
+    assert!(past <= 2 * SECOND, "stale until the stall, not until everything is over: {past:?}");
+    always(&worker, 3 * SECOND, Health::is_fresh).await;
+    worker.crash().await;
 }
