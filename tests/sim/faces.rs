@@ -9,6 +9,7 @@ use kinesis_consumer::{
 use tokio::{select, task::JoinSet};
 
 use super::{
+    health::Call,
     processor::{Factory, Seat},
     shards::number,
 };
@@ -50,6 +51,7 @@ pub(crate) fn build(
 
 async fn each(seat: &Arc<Seat>, record: &Record) -> Result<(), Failure> {
     let (shard, at) = (record.shard(), number(record.position()));
+    let _call = Call::of(seat, shard);
     seat.observer.delivered(seat, shard, at, at);
     match seat.act().await {
         Ok(()) => {
@@ -126,6 +128,7 @@ async fn drive(seat: Arc<Seat>, mut shard: HeldShard) {
 /// Works on a batch until it is done or the lease is lost. False to let go of the shard.
 async fn process(seat: &Arc<Seat>, batch: &Batch, context: &ShardContext) -> bool {
     let (first, last) = (number(batch.first()), number(batch.last()));
+    let _call = Call::of(seat, batch.shard());
     seat.observer.delivered(seat, batch.shard(), first, last);
     loop {
         let done = select! {

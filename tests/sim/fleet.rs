@@ -57,6 +57,7 @@ impl Setup {
             checkpoint_interval: Duration::from_secs(1),
             retry_delay_max: Duration::from_secs(1),
             shutdown_timeout: Duration::from_secs(5),
+            health_max_age: Some(Duration::from_secs(10)),
             ..Config::default()
         };
         Self {
@@ -126,6 +127,7 @@ impl World {
             parents_first: setup.config.shard_order == ShardOrder::ParentsFirst,
             max_leases: setup.config.max_leases_for_worker.unwrap_or(usize::MAX),
             max_steals: setup.config.max_leases_to_steal_at_one_time.unwrap_or(usize::MAX),
+            health_max_age: setup.config.health_max_age.expect("set, for the observer to know it"),
             from_start: setup.config.initial_position == kinesis_consumer::InitialPosition::TrimHorizon,
         };
         aggregate_by(setup.aggregated);
@@ -273,6 +275,7 @@ impl World {
         if self.instances[no].seat.freezer.is_frozen() {
             self.observer.note(&self.instances[no].seat.name, || "wakes up".into());
             self.instances[no].seat.freezer.thaw();
+            self.observer.thawed(no);
         }
     }
 
@@ -287,8 +290,16 @@ impl World {
         }
     }
 
-    /// Takes note of workers that have ended.
+    /// Takes note of workers that have ended, and of what the others say of themselves.
     pub(crate) fn reap(&mut self) {
+        self.reap_ended();
+        for instance in self.instances.iter().filter(|instance| instance.state != Life::Over) {
+            let stopping = instance.state == Life::Stopping;
+            self.observer.judge(&instance.seat, &instance.handle.health(), stopping);
+        }
+    }
+
+    fn reap_ended(&mut self) {
         while let Some(ended) = self.runs.try_join_next() {
             let (no, ending) = match ended {
                 Ok(ended) => ended,

@@ -7,6 +7,7 @@
 mod aggregate;
 pub(crate) mod faces;
 pub(crate) mod fleet;
+mod health;
 mod incidents;
 mod java;
 pub(crate) mod line;

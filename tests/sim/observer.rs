@@ -1,8 +1,8 @@
 //! The observer: what the fleet has done, and whether it was allowed to.
 //!
 //! Sees every write that takes effect, every delivery and every acknowledgement, and checks the
-//! invariants at once: I1 no loss, I2 safe checkpoints, I3 one accepted owner, I4 order, I6 limits. What
-//! can be judged only at rest (I5 liveness, calm, budgets) is asked of it at the end.
+//! invariants at once: I1 no loss, I2 safe checkpoints, I3 one accepted owner, I4 order, I6 limits and calm, I7
+//! calls, I8 health. What can be judged only at rest (I5 liveness, even spread) is asked of it at the end.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,10 +11,13 @@ use std::{
     time::Duration,
 };
 
-use kinesis_consumer::{Checkpoint, ClaimReason, HandOff, Lease, LeaseWrite, ShardId, WorkerRow, io::Page};
+use kinesis_consumer::{
+    Checkpoint, ClaimReason, HandOff, Lease, LeaseWrite, ShardId, WorkerRow, health::Health, io::Page,
+};
 use tokio::time::Instant;
 
 use super::{
+    health::Work,
     processor::Seat,
     rules::{Instance, RowLog, State, kind},
     shards::Keys,
@@ -28,6 +31,7 @@ pub(crate) struct Rules {
     pub(crate) parents_first: bool,
     pub(crate) max_leases: usize,
     pub(crate) max_steals: usize,
+    pub(crate) health_max_age: Duration,
     /// The application reads every shard from its beginning.
     pub(crate) from_start: bool,
 }
@@ -131,6 +135,10 @@ impl Observer {
         }
     }
 
+    pub(crate) fn thawed(&self, no: usize) {
+        self.lock().instances[no].thawed = Some(Instant::now());
+    }
+
     pub(crate) fn shard_made(&self, shard: &ShardId, parents: &BTreeSet<ShardId>) {
         let mut state = self.lock();
         for parent in parents {
@@ -222,8 +230,15 @@ impl Observer {
             let what = if request.is_withdrawal() { "withdraws its request to" } else { "asks" };
             format!("{what} {} for {}", request.from(), short(request.key().as_str()))
         });
-        if !request.is_withdrawal() {
-            state.steals(seat);
+        if request.is_withdrawal() {
+            return;
+        }
+        state.steals(seat);
+        let shard = request.key().shard();
+        if let Some(no) = state.rows.get(&shard).and_then(|row| row.holder)
+            && let Some(tenure) = state.tenures.get_mut(&(no, shard))
+        {
+            tenure.asked = true;
         }
     }
 
@@ -298,6 +313,7 @@ impl Observer {
     pub(crate) fn failed(&self, seat: &Seat, shard: &ShardId, first: u64) {
         let mut state = self.lock();
         state.note(&seat.name, || format!("fails on {}", short(shard.as_str())));
+        state.waits(seat, shard);
         if let Some(tenure) = state.tenures.get_mut(&(seat.no, shard.clone())) {
             tenure.retry_from = Some(first);
         }
@@ -306,6 +322,7 @@ impl Observer {
     pub(crate) fn acked(&self, seat: &Seat, shard: &ShardId, first: u64, last: u64) {
         let mut state = self.lock();
         state.note(&seat.name, || format!("is done with {} {first}..={last}", short(shard.as_str())));
+        state.signs(seat, shard, |_| ());
         if let Some(log) = state.shards.get_mut(shard) {
             (first..=last).for_each(|number| log.ack(number));
         }
@@ -315,6 +332,16 @@ impl Observer {
                 tenure.acked_through += 1;
             }
         }
+    }
+
+    /// The user's code gave a sign of progress.
+    pub(super) fn signs(&self, seat: &Seat, shard: &ShardId, with: impl FnOnce(&mut Work)) {
+        self.lock().signs(seat, shard, with);
+    }
+
+    /// What a worker says of itself.
+    pub(crate) fn judge(&self, seat: &Seat, health: &Health, stopping: bool) {
+        self.lock().judge(seat, health, stopping);
     }
 
     // What is asked at the end.

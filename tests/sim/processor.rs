@@ -13,7 +13,7 @@ use kinesis_consumer::{
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::task::JoinSet;
 
-use super::{observer::Observer, shards::number};
+use super::{health::Call, observer::Observer, shards::number};
 
 /// One life of one worker.
 #[derive(Debug)]
@@ -48,6 +48,8 @@ pub(crate) struct Temper {
     pub(crate) poison: Option<u64>,
     /// Never returns.
     pub(crate) stuck: bool,
+    /// Never returns, and says that it makes progress: a sabotage.
+    pub(crate) pretends: bool,
     /// Acknowledges before the work is done: a sabotage.
     pub(crate) hasty: bool,
 }
@@ -115,6 +117,7 @@ impl ProcessorFactory for Factory {
 
     async fn create(&self, start: ShardStart) -> Result<Processor, BoxError> {
         let seat = self.0.clone();
+        let _call = Call::of(&seat, &start.shard);
         if let Err(Failure::Retry(error)) = seat.act().await {
             return Err(error);
         }
@@ -160,6 +163,10 @@ impl Processor {
         let (seat, temper) = (self.seat.clone(), self.seat.temper());
         if temper.hasty {
             context.acks().ack_through(batch.last());
+        }
+        while seat.temper().pretends {
+            context.progress();
+            tokio::time::sleep(Duration::from_millis(500)).await;
         }
         seat.act().await?;
         if temper.poison.is_some() && temper.poison == ordinal(&self.shard) {
@@ -207,6 +214,7 @@ impl Processor {
 impl RecordProcessor for Processor {
     async fn process(&mut self, batch: Batch, context: &ShardContext) -> Result<Verdict, Failure> {
         let seat = self.seat.clone();
+        let _call = Call::of(&seat, &self.shard);
         seat.observer.delivered(&seat, &self.shard, number(batch.first()), number(batch.last()));
         let result = self.work(&batch, context).await;
         if result.is_err() {
@@ -216,16 +224,19 @@ impl RecordProcessor for Processor {
     }
 
     async fn shard_ended(&mut self, end: EndOfShard) -> Result<ShardDone, Failure> {
+        let _call = Call::of(&self.seat, &self.shard);
         self.seat.act().await?;
         Ok(end.complete().await?)
     }
 
     async fn draining(&mut self, drain: Drain) -> Result<Drained, Failure> {
+        let _call = Call::of(&self.seat, &self.shard);
         self.seat.act().await?;
         Ok(drain.finish().await?)
     }
 
     async fn lease_lost(&mut self, _: LeaseLost) {
+        let _call = Call::of(&self.seat, &self.shard);
         let delay = self.seat.delay();
         tokio::time::sleep(delay).await;
     }

@@ -11,6 +11,7 @@ use kinesis_consumer::{
 use tokio::time::Instant;
 
 use super::{
+    health::Work,
     observer::{Counts, Rules},
     processor::Seat,
     shards::{Keys, ShardLog, number},
@@ -68,6 +69,8 @@ pub(super) struct Tenure {
     pub(super) acked: BTreeSet<u64>,
     /// At the claim the holding before could still have been valid.
     pub(super) took_alive: bool,
+    /// Another worker has asked for the lease.
+    pub(super) asked: bool,
 }
 
 #[derive(Debug, Default)]
@@ -78,6 +81,9 @@ pub(super) struct Instance {
     pub(super) read_bytes: u64,
     pub(super) steals_since_look: usize,
     pub(super) processors: BTreeMap<ShardId, usize>,
+    pub(super) work: BTreeMap<ShardId, Work>,
+    /// When it last woke up.
+    pub(super) thawed: Option<Instant>,
 }
 
 pub(super) fn kind(write: &LeaseWrite) -> String {
@@ -253,6 +259,7 @@ impl State {
             acked_through,
             acked: BTreeSet::new(),
             took_alive,
+            asked: false,
         };
         self.tenures.insert((seat.no, shard), tenure);
     }
@@ -324,6 +331,7 @@ impl State {
     pub(super) fn delivered(&mut self, seat: &Seat, shard: &ShardId, first: u64, last: u64) {
         self.note(&seat.name, || format!("is given {} {first}..={last}", short(shard.as_str())));
         self.may_work(seat, shard, "is given");
+        self.signs(seat, shard, |_| ());
         self.counts.deliveries += last + 1 - first;
         let log = self.shards.entry(shard.clone()).or_default();
         let parents = log.parents.clone();

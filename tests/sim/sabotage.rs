@@ -39,6 +39,8 @@ enum Lie {
     NoBeats,
     /// Shows every heartbeat as it was at first, but not to a consistent read.
     OldBeats,
+    /// Answers no look but the first.
+    EndlessLooks,
 }
 
 #[derive(Debug)]
@@ -58,6 +60,9 @@ impl LeaseStore for Liar {
         let Rows { leases, mut workers } = self.table.scan().await?;
         if self.lie == Lie::OldBeats {
             workers.iter_mut().for_each(|row| row.counter = 0);
+        }
+        if self.lie == Lie::EndlessLooks && leases.iter().any(|row| row.holder().is_some()) {
+            std::future::pending::<()>().await;
         }
         if self.lie != Lie::OldCounters {
             return Ok(Rows { leases, workers });
@@ -294,4 +299,30 @@ async fn children_that_know_only_one_of_their_parents_are_caught() {
 #[tokio::test(start_paused = true)]
 async fn records_that_are_left_out_are_caught() {
     says(&with_trickster(Trick::DropsLast).await, "ever did");
+}
+
+#[tokio::test(start_paused = true)]
+async fn code_that_says_it_goes_on_and_does_not_is_caught() {
+    let pretends = Temper { pretends: true, ..Temper::default() };
+    says(&violations(|world| world.setup.temper = pretends).await, "is fresh, with shardId-");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_without_the_promised_patience_is_caught() {
+    let said = violations(|world| {
+        world.setup.config.health_max_age = Some(SECOND);
+        world.setup.temper = Temper { slow: 3000, ..Temper::default() };
+    });
+    says(&said.await, "is stale without a cause");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_table_that_never_answers_a_look_is_caught() {
+    let mut world = World::new(Setup::new(5, 4));
+    world.store =
+        Arc::new(Liar { table: world.table.clone(), lie: Lie::EndlessLooks, first: Mutex::default() });
+    world.start("a");
+    world.put(60);
+    world.until(200 * SECOND, |world| !world.observer.violations().is_empty()).await;
+    says(&world.observer.violations().join("\n"), "CoordinatorStuck");
 }

@@ -159,7 +159,9 @@ impl Script {
     /// The run of one seed.
     pub(crate) fn draw(seed: u64) -> Self {
         let rng = &mut StdRng::seed_from_u64(seed);
-        let config = config(rng);
+        let mut config = config(rng);
+        let patience = StdRng::seed_from_u64(seed ^ 0x4ea1).random_range(1000..=12_000);
+        config.health_max_age = Some(Duration::from_millis(patience));
         let failover = millis(config.failover_time);
         let most = if rng.random_bool(0.2) { 8 } else { 4 };
         let workers = rng.random_range(1..=most);

@@ -1,0 +1,109 @@
+//! I8, honest health: a worker calls itself stale only if a restart would help, and does so in time.
+//!
+//! The observer knows by itself what the user's code does on each shard: whether it is at work, and when it last
+//! gave a sign of progress. Nothing else in a simulated worker can stand still: every call to AWS is answered,
+//! refused or times out. Whatever else a worker calls stuck is a false alarm.
+
+use std::{sync::Arc, time::Duration};
+
+use kinesis_consumer::{
+    ShardId,
+    health::{Health, Reason},
+};
+use tokio::time::Instant;
+
+use super::{processor::Seat, rules::State};
+
+/// What the user's code does on one shard.
+#[derive(Debug)]
+pub(super) struct Work {
+    /// Its last sign of progress: a call that began or returned, or an acknowledgement.
+    since: Instant,
+    /// Calls under way.
+    calls: usize,
+    /// It failed: what it owes begins with the next call.
+    waits: bool,
+}
+
+impl Default for Work {
+    fn default() -> Self {
+        Self { since: Instant::now(), calls: 0, waits: false }
+    }
+}
+
+/// A call of the user's code, until it returns or is dropped.
+pub(crate) struct Call(Arc<Seat>, ShardId);
+
+impl Call {
+    pub(crate) fn of(seat: &Arc<Seat>, shard: &ShardId) -> Self {
+        seat.observer.signs(seat, shard, |work| {
+            work.calls += 1;
+            work.waits = false;
+        });
+        Self(seat.clone(), shard.clone())
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.0.observer.signs(&self.0, &self.1, |work| work.calls = work.calls.saturating_sub(1));
+    }
+}
+
+impl State {
+    /// The user's code gave a sign of progress.
+    pub(super) fn signs(&mut self, seat: &Seat, shard: &ShardId, with: impl FnOnce(&mut Work)) {
+        let work = self.instances[seat.no].work.entry(shard.clone()).or_default();
+        work.since = Instant::now();
+        with(work);
+    }
+
+    /// The user's code failed and waits until it is called again.
+    pub(super) fn waits(&mut self, seat: &Seat, shard: &ShardId) {
+        self.signs(seat, shard, |work| work.waits = true);
+    }
+
+    /// For how long the user's code of a worker has been at work on a shard without a sign of progress.
+    fn silence(&self, no: usize, shard: &ShardId) -> Option<Duration> {
+        let instance = &self.instances[no];
+        let work = instance.work.get(shard)?;
+        let alive = instance.processors.get(shard).is_some_and(|count| *count > 0);
+        let unfinished = self
+            .tenures
+            .get(&(no, shard.clone()))
+            .is_some_and(|tenure| tenure.next.is_some_and(|next| tenure.acked_through + 1 < next));
+        let at_work = work.calls > 0 || (alive && unfinished && !work.waits);
+        at_work.then(|| work.since.elapsed())
+    }
+
+    /// Compares what a worker says of itself with what the observer knows. `frozen` workers say nothing, and
+    /// `stopping` ones have a deadline of their own.
+    pub(super) fn judge(&mut self, seat: &Seat, health: &Health, stopping: bool) {
+        let now = Instant::now();
+        if seat.freezer.is_frozen() || self.instances[seat.no].thawed == Some(now) {
+            return;
+        }
+        let most = self.rules.health_max_age;
+        if !health.is_fresh() {
+            let known = health.shard.as_ref().and_then(|shard| self.silence(seat.no, shard));
+            let honest = health.reason == Reason::ProcessorStuck && known.is_some_and(|age| age > most);
+            if !honest {
+                self.violate(&seat.name, format!("is stale without a cause: {health:?}, known: {known:?}"));
+            }
+            return;
+        }
+        if stopping {
+            return;
+        }
+        let held = self.instances[seat.no].work.keys().filter(|shard| {
+            let tenure = self.tenures.get(&(seat.no, (*shard).clone()));
+            tenure.is_some_and(|tenure| !tenure.over && !tenure.asked && now < tenure.valid_until)
+        });
+        let silences = held.filter_map(|shard| Some((shard.clone(), self.silence(seat.no, shard)?)));
+        if let Some((shard, age)) = silences.max_by_key(|(_, age)| *age)
+            && age > most + Duration::from_millis(1)
+        {
+            self.violate(&seat.name, format!("is fresh, with {shard} stuck for {age:?}: {health:?}"));
+        }
+    }
+}
