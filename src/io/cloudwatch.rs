@@ -47,6 +47,10 @@ const REFUSED: [&str; 6] = [
 ];
 
 /// Publishes in CloudWatch, with the permission `cloudwatch:PutMetricData` and no other.
+///
+/// A call has at most 1,000 data and 900 KB before compression: CloudWatch takes 1 MB, and does not say of
+/// which form. The SDK sends bodies of 10 KB and more through gzip, unless the AWS configuration says otherwise
+/// (`AWS_DISABLE_REQUEST_COMPRESSION`, `AWS_REQUEST_MIN_COMPRESSION_SIZE_BYTES`).
 pub struct CloudWatchSink {
     client: Client,
     namespace: String,
