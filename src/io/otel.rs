@@ -20,6 +20,13 @@ use crate::{
 /// Sums are counters, levels gauges, times histograms in milliseconds. Attributes: `aws.kinesis.operation`,
 /// `aws.kinesis.stream_name`, `aws.kinesis.consumer.name` (the worker), and `aws.kinesis.shard.id` where a
 /// value is about a shard.
+///
+/// No level is about a shard, so nothing goes on being claimed of one that has left: its sums and histograms
+/// stand still. With delta temporality they leave with the next export. With cumulative temporality the SDK
+/// exports them until the process ends: the API takes no series back, and a histogram has no observable form.
+/// The SDK keeps 2,000 of them an instrument, and puts what is beyond under one; a
+/// [view](https://docs.rs/opentelemetry_sdk/latest/opentelemetry_sdk/metrics/index.html) with another
+/// cardinality limit, or without the shard, fits longer lives.
 pub struct OtelSink {
     instruments: BTreeMap<Metric, Instrument>,
 }
