@@ -26,10 +26,12 @@ use std::{
 };
 
 use aws_config::{BehaviorVersion, SdkConfig};
+use exposition::Exposition;
 use kinesis_consumer::{
     BuildError, Ordering, Record, Worker, health, metrics::PrometheusSink, shutdown_signal,
 };
 use settings::{LogFormat, Settings};
+use tokio::select;
 use tracing::{error, info};
 use tracing_subscriber::EnvFilter;
 
@@ -98,9 +100,9 @@ async fn consume() -> Result<ExitCode, Box<dyn Error>> {
         Ok(worker) => worker,
         Err(error) => return Ok(refused(&[error.to_string()])),
     };
-    let _server = match settings.service.metrics_address {
-        Some(address) => Some(exposition::serve(address, metrics).await?),
-        None => None,
+    let page = match settings.service.metrics_address {
+        Some(address) => Exposition::serve(address, metrics).await?,
+        None => Exposition::default(),
     };
     info!(
         application = settings.service.application,
@@ -108,8 +110,25 @@ async fn consume() -> Result<ExitCode, Box<dyn Error>> {
         version = env!("CARGO_PKG_VERSION"),
         "starting"
     );
-    worker.run_until(shutdown_signal()).await?;
+    run(worker, page).await?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Works until a signal comes, or until nobody could watch the work any more: then it stops in order and ends
+/// with an error, for the next start to serve the page again. Others take the shards meanwhile.
+async fn run(worker: Worker, mut page: Exposition) -> Result<(), Box<dyn Error>> {
+    let mut unwatched = None;
+    let end = async {
+        select! {
+            second_signal = shutdown_signal() => second_signal,
+            error = page.ended() => {
+                unwatched = Some(error);
+                ().into()
+            }
+        }
+    };
+    worker.run_until(end).await?;
+    unwatched.map_or(Ok(()), |error| Err(error.into()))
 }
 
 /// `config`: for a look before a deploy. Standard output is what the consumer would run with.
@@ -142,4 +161,34 @@ fn causes(error: &dyn Error) -> String {
         next = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use kinesis_consumer::io::memory::{MemoryLeaseStore, MemoryStream};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_page_that_is_not_served_any_more_ends_the_process_in_order() {
+        let died: [fn() -> io::Result<()>; 3] =
+            [|| Ok(()), || Err(io::Error::other("no socket")), || panic!("a bug")];
+        for (died, says) in died.into_iter().zip(["returned", "no socket", "panic"]) {
+            let table = MemoryLeaseStore::new();
+            let worker = Worker::builder("app", "stream")
+                .source(Arc::new(MemoryStream::new("stream", 2)))
+                .lease_store(Arc::new(table.clone()))
+                .each(Ordering::Shard, |_| async { Ok(()) })
+                .expect("valid");
+            let handle = worker.handle();
+            let page = Exposition::of(async move {
+                assert!(handle.ready().await);
+                died()
+            });
+            let error = run(worker, page).await.expect_err("nobody can watch it");
+            assert!(error.to_string().contains(says), "{error}");
+            let rows = table.rows();
+            assert!(rows.len() == 2 && rows.iter().all(|row| row.owner.is_none()), "all released: {rows:?}");
+        }
+    }
 }
