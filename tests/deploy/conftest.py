@@ -9,6 +9,7 @@ import urllib.request
 import boto3
 import pytest
 import requests
+import yaml
 
 import manifests
 import templates
@@ -105,7 +106,7 @@ def aws(moto):
 
 @pytest.fixture(scope="session")
 def rendered(tmp_path_factory):
-    """Renders an overlay, or the base with one component; once."""
+    """Renders an overlay, or the base with one component, or either `+` more components; once."""
     known = {}
 
     def one(name):
@@ -116,8 +117,14 @@ def rendered(tmp_path_factory):
         else:
             folder = tmp_path_factory.mktemp(name)
             up = "../" * (len(folder.parts) - 1) + str(manifests.FOLDER)[1:]
-            (folder / "kustomization.yaml").write_text(
-                f"resources: [{up}/base]\ncomponents: [{up}/components/{name}]\n")
+            first, *more = name.split("+") if "+" in name else ["base", name]
+            # As one does it: in the overlay's own list, so that its namespace holds for all of them.
+            edited = {"resources": ["../../base"]}
+            if first != "base":
+                edited = yaml.safe_load((manifests.FOLDER / "overlays" / first / "kustomization.yaml").read_text())
+            paths = {key: [path.replace("../..", up) for path in edited.get(key, [])] for key in ("resources", "components")}
+            paths["components"] += [f"{up}/components/{component}" for component in more]
+            (folder / "kustomization.yaml").write_text(yaml.safe_dump({**edited, **paths}))
         if name not in known:
             known[name] = manifests.render(folder)
         return copy.deepcopy(known[name])

@@ -124,6 +124,10 @@ def selectors(r):
     for what, selector in chosen:
         if not selector or not selector.items() <= labels:
             yield f"selector: that of {what} is not on the pods: {selector}"
+    home = r.workload["metadata"].get("namespace")
+    for thing in r.objects:
+        if thing["metadata"].get("namespace") != home:
+            yield f"namespace: {thing['kind']} is not in that of the pods"
     revision = {"Deployment": "pod-template-hash", "StatefulSet": "controller-revision-hash"}[r.workload["kind"]]
     for constraint in spread:
         if constraint.get("matchLabelKeys") != [revision]:

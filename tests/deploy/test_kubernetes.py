@@ -12,7 +12,9 @@ import pytest
 
 import manifests
 
-RENDERINGS = ["base", *manifests.OVERLAYS, *manifests.COMPONENTS]
+# Components that one has beside others; a component that patches must find what it patches in either order.
+TOGETHER = ["production+podmonitor", "base+podmonitor+statefulset", "base+statefulset+podmonitor"]
+RENDERINGS = ["base", *manifests.OVERLAYS, *manifests.COMPONENTS, *TOGETHER]
 
 
 @pytest.mark.parametrize("version", manifests.VERSIONS)
@@ -138,6 +140,8 @@ SEEDS = {
     "a monitor of another port": (
         "podmonitor", edit("kind['PodMonitor']['spec']['podMetricsEndpoints'][0]['port'] = 'http'"),
         "metrics: PodMonitor asks port http"),
+    "a monitor of another namespace": (
+        "production+podmonitor", edit("kind['PodMonitor']['metadata']['namespace'] = 'monitoring'"), "namespace: PodMonitor"),
     "a settings map that is not there": (
         "base", edit("c['envFrom'][0]['configMapRef']['name'] = 'settings'"), "config map: there is no settings"),
     "variables of services": ("base", edit("del pod['enableServiceLinks']"), "security: the pod gets variables"),
