@@ -203,7 +203,6 @@ impl Script {
         let aggregated = if rng.random_bool(0.2) { rng.random_range(2..=5) } else { 1 };
         // Drawn apart: a seed makes the same of everything else. A parent's row that is removed is lost without
         // its order.
-        let mut config = config;
         if !kinds.contains(&Kind::Operator) && StdRng::seed_from_u64(seed ^ 0xbea9).random_bool(0.15) {
             config.shard_order = ShardOrder::None;
         }
