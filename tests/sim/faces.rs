@@ -53,7 +53,7 @@ async fn each(seat: &Arc<Seat>, record: &Record) -> Result<(), Failure> {
     let (shard, at) = (record.shard(), number(record.position()));
     let _call = Call::of(seat, shard);
     seat.observer.delivered(seat, shard, at, at);
-    match seat.act().await {
+    match seat.act(shard).await {
         Ok(()) => {
             seat.observer.works(seat, shard);
             seat.observer.acked(seat, shard, at, at);
@@ -134,7 +134,7 @@ async fn process(seat: &Arc<Seat>, batch: &Batch, context: &ShardContext) -> boo
         let done = select! {
             biased;
             _ = context.lost() => return true,
-            done = seat.act() => done,
+            done = seat.act(batch.shard()) => done,
         };
         match done {
             Ok(()) => {

@@ -128,6 +128,7 @@ impl World {
             max_leases: setup.config.max_leases_for_worker.unwrap_or(usize::MAX),
             max_steals: setup.config.max_leases_to_steal_at_one_time.unwrap_or(usize::MAX),
             health_max_age: setup.config.health_max_age.expect("set, for the observer to know it"),
+            stall_timeout: setup.config.stall_timeout,
             from_start: setup.config.initial_position == kinesis_consumer::InitialPosition::TrimHorizon,
         };
         aggregate_by(setup.aggregated);
@@ -284,6 +285,7 @@ impl World {
         let instance = &mut self.instances[no];
         if instance.state == Life::Running {
             instance.state = Life::Stopping;
+            self.observer.asked_to_stop(no);
             self.observer.note(&instance.seat.name, || "is asked to stop".into());
             let handle = instance.handle.clone();
             self.beside.spawn(async move { handle.shutdown().await });

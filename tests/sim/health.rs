@@ -53,6 +53,7 @@ impl Drop for Call {
 impl State {
     /// The user's code gave a sign of progress.
     pub(super) fn signs(&mut self, seat: &Seat, shard: &ShardId, with: impl FnOnce(&mut Work)) {
+        self.note_stall(seat.no, shard);
         let work = self.instances[seat.no].work.entry(shard.clone()).or_default();
         work.since = Instant::now();
         with(work);
@@ -64,7 +65,7 @@ impl State {
     }
 
     /// For how long the user's code of a worker has been at work on a shard without a sign of progress.
-    fn silence(&self, no: usize, shard: &ShardId) -> Option<Duration> {
+    pub(super) fn silence(&self, no: usize, shard: &ShardId) -> Option<Duration> {
         let instance = &self.instances[no];
         let work = instance.work.get(shard)?;
         let alive = instance.processors.get(shard).is_some_and(|count| *count > 0);

@@ -78,11 +78,16 @@ impl<T: Clone + Send + Sync + 'static> Line<T> {
     }
 
     /// Sends a request; none if there was no reply in time.
-    async fn send<R: Send + 'static, F>(&self, name: &'static str, call: impl FnOnce(T) -> F) -> Option<R>
+    async fn send<R: Send + 'static, F>(
+        &self,
+        name: &'static str,
+        about: Option<&ShardId>,
+        call: impl FnOnce(T) -> F,
+    ) -> Option<R>
     where
         F: Future<Output = R> + Send + 'static,
     {
-        self.observer().called(&self.seat, name);
+        self.observer().called(&self.seat, name, about);
         let quality = *self.quality.lock().expect("no panic");
         let sent = Instant::now();
         if quality.deaf {
@@ -111,98 +116,107 @@ impl<T: Clone + Send + Sync + 'static> Line<T> {
     async fn to_table<R: Send + 'static, F>(
         &self,
         name: &'static str,
+        about: Option<&ShardId>,
         call: impl FnOnce(T) -> F,
     ) -> Result<R, LeaseError>
     where
         F: Future<Output = Result<R, LeaseError>> + Send + 'static,
     {
         let timed_out = || LeaseError::Unavailable { operation: "call", source: "timed out".into() };
-        self.send(name, call).await.unwrap_or_else(|| Err(timed_out()))
+        self.send(name, about, call).await.unwrap_or_else(|| Err(timed_out()))
     }
 
     async fn to_stream<R: Send + 'static, F>(
         &self,
         name: &'static str,
+        about: Option<&ShardId>,
         call: impl FnOnce(T) -> F,
     ) -> Result<R, SourceError>
     where
         F: Future<Output = Result<R, SourceError>> + Send + 'static,
     {
         let timed_out = || SourceError::Unavailable { operation: "call", source: "timed out".into() };
-        self.send(name, call).await.unwrap_or_else(|| Err(timed_out()))
+        self.send(name, about, call).await.unwrap_or_else(|| Err(timed_out()))
     }
 }
 
 #[async_trait]
 impl<T: LeaseStore + Clone + 'static> LeaseStore for Line<T> {
     async fn open(&self, create: bool) -> Result<(), LeaseError> {
-        self.to_table("open", |table| async move { table.open(create).await }).await
+        self.to_table("open", None, |table| async move { table.open(create).await }).await
     }
 
     async fn scan(&self) -> Result<Rows, LeaseError> {
         self.observer().looks(&self.seat);
-        self.to_table("scan", |table| async move { table.scan().await }).await
+        self.to_table("scan", None, |table| async move { table.scan().await }).await
     }
 
     async fn get(&self, key: &LeaseKey) -> Result<Option<Lease>, LeaseError> {
         let key = key.clone();
-        self.to_table("get", |table| async move { table.get(&key).await }).await
+        self.to_table("get", Some(&key.shard()), |table| async move { table.get(&key).await }).await
     }
 
     async fn create(&self, lease: &Lease) -> Result<bool, LeaseError> {
         let lease = lease.clone();
-        self.to_table("create", |table| async move { table.create(&lease).await }).await
+        self.to_table("create", Some(&lease.key.shard()), |table| async move { table.create(&lease).await })
+            .await
     }
 
     async fn write(&self, write: &LeaseWrite) -> Result<(), LeaseError> {
         let write = write.clone();
-        self.to_table("write", |table| async move { table.write(&write).await }).await
+        self.to_table("write", Some(&write.key().shard()), |table| async move { table.write(&write).await })
+            .await
     }
 
     async fn claim(&self, claim: &LeaseWrite) -> Result<Lease, LeaseError> {
         let claim = claim.clone();
-        self.to_table("claim", |table| async move { table.claim(&claim).await }).await
+        self.to_table("claim", Some(&claim.key().shard()), |table| async move { table.claim(&claim).await })
+            .await
     }
 
     async fn hand_off(&self, request: &HandOff) -> Result<(), LeaseError> {
         let request = request.clone();
-        self.to_table("hand_off", |table| async move { table.hand_off(&request).await }).await
+        self.to_table("hand_off", Some(&request.key().shard()), |table| async move {
+            table.hand_off(&request).await
+        })
+        .await
     }
 
     async fn delete(&self, seen: &Lease) -> Result<bool, LeaseError> {
         let seen = seen.clone();
-        self.to_table("delete", |table| async move { table.delete(&seen).await }).await
+        self.to_table("delete", Some(&seen.key.shard()), |table| async move { table.delete(&seen).await })
+            .await
     }
 
     async fn worker(&self, incarnation: &Incarnation) -> Result<Option<WorkerRow>, LeaseError> {
         let incarnation = incarnation.clone();
-        self.to_table("worker", |table| async move { table.worker(&incarnation).await }).await
+        self.to_table("worker", None, |table| async move { table.worker(&incarnation).await }).await
     }
 
     async fn beat(&self, row: &WorkerRow) -> Result<bool, LeaseError> {
         let row = row.clone();
-        self.to_table("beat", |table| async move { table.beat(&row).await }).await
+        self.to_table("beat", None, |table| async move { table.beat(&row).await }).await
     }
 
     async fn forget(&self, seen: &WorkerRow) -> Result<bool, LeaseError> {
         let seen = seen.clone();
-        self.to_table("forget", |table| async move { table.forget(&seen).await }).await
+        self.to_table("forget", None, |table| async move { table.forget(&seen).await }).await
     }
 }
 
 #[async_trait]
 impl<T: RecordSource + Clone + 'static> RecordSource for Line<T> {
     async fn describe(&self) -> Result<StreamDescription, SourceError> {
-        self.to_stream("describe", |stream| async move { stream.describe().await }).await
+        self.to_stream("describe", None, |stream| async move { stream.describe().await }).await
     }
 
     async fn list_shards(&self, filter: ShardFilter) -> Result<Vec<Shard>, SourceError> {
-        self.to_stream("list_shards", |stream| async move { stream.list_shards(filter).await }).await
+        self.to_stream("list_shards", None, |stream| async move { stream.list_shards(filter).await }).await
     }
 
     async fn open(&self, shard: &ShardId, from: &StartFrom) -> Result<ShardIterator, SourceError> {
-        let (shard, from) = (shard.clone(), from.clone());
-        self.to_stream("open", |stream| async move { stream.open(&shard, &from).await }).await
+        let (about, shard, from) = (shard.clone(), shard.clone(), from.clone());
+        self.to_stream("open", Some(&about), |stream| async move { stream.open(&shard, &from).await }).await
     }
 
     async fn read(&self, shard: &ShardId, from: &ShardIterator, limit: usize) -> Result<Page, SourceError> {
@@ -210,7 +224,8 @@ impl<T: RecordSource + Clone + 'static> RecordSource for Line<T> {
         if expires > 0.0 && self.rng.lock().expect("no panic").random_bool(expires) {
             return Err(SourceError::ExpiredIterator);
         }
-        let (shard, from) = (shard.clone(), from.clone());
-        self.to_stream("read", |stream| async move { stream.read(&shard, &from, limit).await }).await
+        let (about, shard, from) = (shard.clone(), shard.clone(), from.clone());
+        self.to_stream("read", Some(&about), |stream| async move { stream.read(&shard, &from, limit).await })
+            .await
     }
 }

@@ -5,6 +5,7 @@
 //! ```
 
 mod aggregate;
+mod calm;
 pub(crate) mod faces;
 pub(crate) mod fleet;
 mod health;

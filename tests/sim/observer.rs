@@ -17,6 +17,7 @@ use kinesis_consumer::{
 use tokio::time::Instant;
 
 use super::{
+    calm::Moves,
     health::Work,
     processor::Seat,
     rules::{Instance, RowLog, State, kind},
@@ -32,6 +33,7 @@ pub(crate) struct Rules {
     pub(crate) max_leases: usize,
     pub(crate) max_steals: usize,
     pub(crate) health_max_age: Duration,
+    pub(crate) stall_timeout: Duration,
     /// The application reads every shard from its beginning.
     pub(crate) from_start: bool,
 }
@@ -89,6 +91,8 @@ impl Observer {
             pinned: 0,
             counts: Counts::default(),
             moves: Vec::new(),
+            moves_between: Moves::default(),
+            edited: false,
         }))
     }
 
@@ -121,6 +125,7 @@ impl Observer {
     pub(crate) fn joined(&self, name: &str) -> usize {
         let mut state = self.lock();
         state.instances.push(Instance { name: name.into(), ..Instance::default() });
+        state.warrant_share();
         state.instances.len() - 1
     }
 
@@ -133,6 +138,10 @@ impl Observer {
             let name = state.instances[no].name.clone();
             state.violate(&name, format!("{alive} processors outlive their worker"));
         }
+    }
+
+    pub(crate) fn asked_to_stop(&self, no: usize) {
+        self.lock().instances[no].stopping = true;
     }
 
     pub(crate) fn thawed(&self, no: usize) {
@@ -169,6 +178,7 @@ impl Observer {
     /// A person has changed the row.
     pub(crate) fn row_edited(&self, shard: &ShardId, counter: u64, rewound: bool) {
         let mut state = self.lock();
+        state.edited = true;
         let row = state.rows.entry(shard.clone()).or_default();
         (row.edited, row.highest) = (true, counter);
         row.rewound |= rewound;
@@ -186,10 +196,11 @@ impl Observer {
 
     // What workers do to the table.
 
-    pub(crate) fn called(&self, seat: &Seat, name: &'static str) {
+    pub(crate) fn called(&self, seat: &Seat, name: &'static str, about: Option<&ShardId>) {
         let mut state = self.lock();
         state.counts.calls += 1;
         *state.instances[seat.no].calls.entry(name).or_default() += 1;
+        state.counts_call(seat, about);
         state.alive(seat, "makes a call");
     }
 
@@ -266,7 +277,10 @@ impl Observer {
     pub(crate) fn taken(&self, seat: &Seat, shard: &ShardId, reason: &ClaimReason) {
         let mut state = self.lock();
         state.note(&seat.name, || format!("holds {} ({reason:?})", short(shard.as_str())));
-        let alive = state.tenures.get(&(seat.no, shard.clone())).is_some_and(|tenure| tenure.took_alive);
+        let alive = state.tenures.get_mut(&(seat.no, shard.clone())).is_some_and(|tenure| {
+            tenure.begun = true;
+            tenure.took_alive
+        });
         match reason {
             ClaimReason::Free | ClaimReason::Expired if alive => {
                 state.violate(&seat.name, format!("took {shard} as {reason:?} from a living holder"));
@@ -296,6 +310,7 @@ impl Observer {
 
     pub(crate) fn processor_gone(&self, seat: &Seat, shard: &ShardId) {
         let mut state = self.lock();
+        state.note_stall(seat.no, shard);
         let count = state.instances[seat.no].processors.entry(shard.clone()).or_default();
         *count = count.saturating_sub(1);
     }
@@ -337,6 +352,11 @@ impl Observer {
     /// The user's code gave a sign of progress.
     pub(super) fn signs(&self, seat: &Seat, shard: &ShardId, with: impl FnOnce(&mut Work)) {
         self.lock().signs(seat, shard, with);
+    }
+
+    /// The user's code cannot go on with the shard.
+    pub(crate) fn gives_up(&self, seat: &Seat, shard: &ShardId) {
+        self.lock().instances[seat.no].gives_up.insert(shard.clone());
     }
 
     /// What a worker says of itself.

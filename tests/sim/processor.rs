@@ -84,7 +84,7 @@ impl Seat {
     }
 
     /// What can happen in any call.
-    pub(crate) async fn act(&self) -> Result<(), Failure> {
+    pub(crate) async fn act(&self, shard: &ShardId) -> Result<(), Failure> {
         let temper = self.temper();
         if temper.stuck {
             std::future::pending::<()>().await;
@@ -93,8 +93,12 @@ impl Seat {
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
-        assert!(!self.chance(temper.panics), "{PANIC}");
+        if self.chance(temper.panics) {
+            self.observer.gives_up(self, shard);
+            panic!("{PANIC}");
+        }
         if self.chance(temper.gives_up) {
+            self.observer.gives_up(self, shard);
             return Err(Failure::StopShard("simulated".into()));
         }
         if self.chance(temper.fails) {
@@ -118,7 +122,7 @@ impl ProcessorFactory for Factory {
     async fn create(&self, start: ShardStart) -> Result<Processor, BoxError> {
         let seat = self.0.clone();
         let _call = Call::of(&seat, &start.shard);
-        if let Err(Failure::Retry(error)) = seat.act().await {
+        if let Err(Failure::Retry(error)) = seat.act(&start.shard).await {
             return Err(error);
         }
         seat.observer.processor_made(&seat, &start.shard);
@@ -168,7 +172,7 @@ impl Processor {
             context.progress();
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
-        seat.act().await?;
+        seat.act(&self.shard).await?;
         if temper.poison.is_some() && temper.poison == ordinal(&self.shard) {
             return Err(Failure::retry("simulated poison"));
         }
@@ -225,13 +229,13 @@ impl RecordProcessor for Processor {
 
     async fn shard_ended(&mut self, end: EndOfShard) -> Result<ShardDone, Failure> {
         let _call = Call::of(&self.seat, &self.shard);
-        self.seat.act().await?;
+        self.seat.act(&self.shard).await?;
         Ok(end.complete().await?)
     }
 
     async fn draining(&mut self, drain: Drain) -> Result<Drained, Failure> {
         let _call = Call::of(&self.seat, &self.shard);
-        self.seat.act().await?;
+        self.seat.act(&self.shard).await?;
         Ok(drain.finish().await?)
     }
 

@@ -11,6 +11,7 @@ use kinesis_consumer::{
 use tokio::time::Instant;
 
 use super::{
+    calm::{Moves, Span},
     health::Work,
     observer::{Counts, Rules},
     processor::Seat,
@@ -35,6 +36,9 @@ pub(super) struct State {
     pub(super) pinned: u64,
     pub(super) counts: Counts,
     pub(super) moves: Vec<u64>,
+    pub(super) moves_between: Moves,
+    /// Somebody has changed a row by hand.
+    pub(super) edited: bool,
 }
 
 /// One row of the table, from its making to its end.
@@ -45,6 +49,8 @@ pub(super) struct RowLog {
     pub(super) holder: Option<usize>,
     /// Somebody has changed the row by hand: the holder cannot be known before the next claim.
     pub(super) edited: bool,
+    /// Its holder has handed it over, and it has not been claimed since.
+    pub(super) transferred: bool,
     /// Somebody has set the checkpoint back by hand.
     pub(super) rewound: bool,
 }
@@ -69,6 +75,8 @@ pub(super) struct Tenure {
     pub(super) acked: BTreeSet<u64>,
     /// At the claim the holding before could still have been valid.
     pub(super) took_alive: bool,
+    /// The worker says that it holds the lease: it works on the shard.
+    pub(super) begun: bool,
     /// Another worker has asked for the lease.
     pub(super) asked: bool,
 }
@@ -84,6 +92,11 @@ pub(super) struct Instance {
     pub(super) work: BTreeMap<ShardId, Work>,
     /// When it last woke up.
     pub(super) thawed: Option<Instant>,
+    /// It was asked to stop.
+    pub(super) stopping: bool,
+    /// The user's code cannot go on with these.
+    pub(super) gives_up: BTreeSet<ShardId>,
+    pub(super) span: Span,
 }
 
 pub(super) fn kind(write: &LeaseWrite) -> String {
@@ -199,6 +212,14 @@ impl State {
                 let gone = matches!(change, OwnerChange::Leave | OwnerChange::Remove | OwnerChange::Transfer);
                 if gone && let Some(row) = self.rows.get_mut(&shard) {
                     row.holder = None;
+                    row.transferred = matches!(change, OwnerChange::Transfer);
+                }
+                match (change, after.is_finished()) {
+                    (_, true) | (OwnerChange::Keep, _) => {}
+                    (change, false) => self.gave_up(seat, change, &shard),
+                }
+                if matches!(change, OwnerChange::Transfer) {
+                    self.moved_between(&seat.name, &shard);
                 }
                 if let Some(tenure) = self.tenures.get_mut(&(seat.no, shard.clone())) {
                     tenure.valid_until = tenure.valid_until.max(valid_until);
@@ -228,13 +249,19 @@ impl State {
             self.violate(&seat.name, format!("claimed {shard} for {owner}"));
         }
         let row = self.rows.entry(shard.clone()).or_default();
-        let (holder, edited) = (row.holder, row.edited);
-        (row.holder, row.edited, row.rewound) = (Some(seat.no), false, false);
+        let (holder, edited, transferred) = (row.holder, row.edited, row.transferred);
+        *row = RowLog { highest: row.highest, holder: Some(seat.no), ..RowLog::default() };
+        self.instances[seat.no].gives_up.remove(&shard);
         let took_alive = !edited
             && holder.filter(|no| *no != seat.no).is_some_and(|no| {
                 let tenure = self.tenures.get(&(no, shard.clone()));
                 tenure.is_some_and(|tenure| !tenure.over && Instant::now() < self.valid_until(tenure))
             });
+        match (took_alive, transferred) {
+            (true, _) => self.moved_between(&seat.name, &shard),
+            (false, true) => {}
+            (false, false) => self.warrant_one(),
+        }
         if took_alive {
             self.counts.stolen_alive += 1;
             if before.checkpoint_owner.is_none() {
@@ -259,6 +286,7 @@ impl State {
             acked_through,
             acked: BTreeSet::new(),
             took_alive,
+            begun: false,
             asked: false,
         };
         self.tenures.insert((seat.no, shard), tenure);
@@ -279,6 +307,7 @@ impl State {
         log.ended |= ended;
         if ended {
             let children = log.children.clone();
+            self.warrant_one();
             if childless {
                 self.violate(&seat.name, format!("ended {shard}, which is open"));
             }

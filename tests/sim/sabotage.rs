@@ -8,7 +8,8 @@ use std::{
 
 use async_trait::async_trait;
 use kinesis_consumer::{
-    HandOff, Incarnation, Lease, LeaseKey, LeaseWrite, OwnerChange, Shard, ShardId, WorkerRow,
+    ClaimReason, Claimant, HandOff, Incarnation, Lease, LeaseKey, LeaseWrite, OwnerChange, Shard, ShardId,
+    Tenure, WorkerRow,
     io::{
         LeaseError, LeaseStore, Page, RecordSource, Rows, ShardFilter, ShardIterator, SourceError, StartFrom,
         StreamDescription,
@@ -18,8 +19,9 @@ use kinesis_consumer::{
 
 use super::{
     fleet::{Setup, World},
-    processor::Temper,
+    processor::{Seat, Temper},
     script::Beats,
+    tap::Tap,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -325,4 +327,60 @@ async fn a_table_that_never_answers_a_look_is_caught() {
     world.put(60);
     world.until(200 * SECOND, |world| !world.observer.violations().is_empty()).await;
     says(&world.observer.violations().join("\n"), "CoordinatorStuck");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_looks_and_renews_more_often_than_it_needs_to_is_caught() {
+    let mut setup = Setup::new(5, 4);
+    setup.config.failover_time = 20 * SECOND;
+    let mut world = World::new(setup);
+    world.setup.config.failover_time = SECOND;
+    world.start("a");
+    world.put(60);
+    world.advance(20 * SECOND).await;
+    says(&world.observer.violations().join("\n"), "calls about 4 shards in 10s");
+}
+
+/// Somebody who takes leases as a worker does, and follows no other rule.
+struct Thief(Tap<dyn LeaseStore>);
+
+impl Thief {
+    fn named(world: &World, name: &str) -> Self {
+        let seat = Seat::new(name, &world.observer, Temper::default(), 1);
+        Self(Tap { inner: world.store.clone(), seat })
+    }
+
+    /// Takes one lease from whoever holds it.
+    async fn takes(&self, world: &World) -> Tenure {
+        let row = world.table.rows().into_iter().next().expect("a row");
+        let claim = row.claim(&Claimant::new(&self.0.seat.name.as_str().into(), 1, row.counter));
+        self.0.claim(&claim).await.expect("nobody is faster");
+        let from = row.holder().expect("a holder").clone();
+        self.0.seat.observer.taken(&self.0.seat, &row.key.shard(), &ClaimReason::Stolen { from });
+        Tenure::begin(&row, &claim, tokio::time::Instant::now().into_std()).expect("a claim")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_given_up_for_no_reason_is_caught() {
+    let mut world = World::new(Setup::new(5, 4));
+    world.start("a");
+    world.advance(3 * SECOND).await;
+    let thief = Thief::named(&world, "thief");
+    let tenure = thief.takes(&world).await;
+    thief.0.write(&tenure.release(None).expect("no checkpoint")).await.expect("nobody is faster");
+    says(&world.observer.violations().join("\n"), "for no reason");
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_workers_that_trade_a_lease_for_ever_are_caught() {
+    let mut world = World::new(Setup::new(5, 4));
+    world.start("a");
+    world.advance(3 * SECOND).await;
+    let thieves = ["one", "another"].map(|name| Thief::named(&world, name));
+    for thief in thieves.iter().cycle().take(24) {
+        thief.takes(&world).await;
+        tokio::time::sleep(SECOND / 10).await;
+    }
+    says(&world.observer.violations().join("\n"), "moves between living workers");
 }

@@ -1,0 +1,120 @@
+//! I6, calm, and I7, bounded calls, at every moment, also while faults last.
+//!
+//! Leases that move between living workers are paid for by what put the spread out of balance: a worker that
+//! joined, a lease that was taken when nobody held it, a shard that ended. No worker gives a lease up without a
+//! reason that the observer knows. The calls of a worker in any span of time are bounded by the leases and shards
+//! that they were about, whatever fails.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use kinesis_consumer::{OwnerChange, ShardId};
+use tokio::time::Instant;
+
+use super::{processor::Seat, rules::State};
+
+/// Moves between living workers beyond those that a change of the fleet makes necessary: workers that look at
+/// the same time do not know of each other's claims.
+const MORE_MOVES: usize = 4;
+
+/// The moves of leases between living workers.
+#[derive(Debug, Default)]
+pub(super) struct Moves {
+    warranted: usize,
+    made: usize,
+}
+
+/// In which calls are counted.
+const SPAN: Duration = Duration::from_secs(10);
+
+/// The calls of one worker in one span.
+#[derive(Debug)]
+pub(super) struct Span {
+    began: Instant,
+    calls: u64,
+    /// What they were about.
+    shards: BTreeSet<ShardId>,
+}
+
+impl Default for Span {
+    fn default() -> Self {
+        Self { began: Instant::now(), calls: 0, shards: BTreeSet::new() }
+    }
+}
+
+impl State {
+    /// A worker joins: its share is to come to it.
+    pub(super) fn warrant_share(&mut self) {
+        let workers = self.instances.iter().filter(|instance| !instance.over).count().max(1);
+        let leases = self.shards.values().filter(|log| !log.ended).count();
+        self.moves_between.warranted += leases.div_ceil(workers);
+    }
+
+    /// A lease has come to somebody, or is nobody's load any more, without a move between living workers.
+    pub(super) fn warrant_one(&mut self) {
+        self.moves_between.warranted += 1;
+    }
+
+    /// A lease moves from one living worker to another.
+    pub(super) fn moved_between(&mut self, who: &str, shard: &ShardId) {
+        self.moves_between.made += 1;
+        let Moves { warranted, made } = self.moves_between;
+        if made > warranted + MORE_MOVES {
+            self.violate(
+                who,
+                format!("moves {shard}: {made} moves between living workers, {warranted} are warranted"),
+            );
+        }
+    }
+
+    /// A worker gives a lease up: because it was asked to stop or for the lease, because its user's code cannot
+    /// go on, or because another has its id.
+    pub(super) fn gave_up(&mut self, seat: &Seat, change: &OwnerChange, shard: &ShardId) {
+        let tenure = self.tenures.get(&(seat.no, shard.clone()));
+        let (begun, asked) = tenure.map_or((false, false), |tenure| (tenure.begun, tenure.asked));
+        let instance = &self.instances[seat.no];
+        let is_namesake =
+            |(no, other): (usize, &super::rules::Instance)| no != seat.no && other.name == seat.name;
+        let namesake = self.instances.iter().enumerate().any(is_namesake);
+        let reason = match change {
+            OwnerChange::Transfer => asked,
+            // A claim of which the worker never heard, or that came too late to be begun.
+            _ if !begun => true,
+            _ => asked || instance.stopping || instance.gives_up.contains(shard) || namesake || self.edited,
+        };
+        if !reason {
+            self.violate(&seat.name, format!("gives {shard} up for no reason"));
+        }
+    }
+
+    /// Takes note of user's code that was silent for so long that its lease is to be given up.
+    pub(super) fn note_stall(&mut self, no: usize, shard: &ShardId) {
+        if self.silence(no, shard).is_some_and(|age| age >= self.rules.stall_timeout) {
+            self.instances[no].gives_up.insert(shard.clone());
+        }
+    }
+
+    /// Counts a call, and holds those of one span to their bound.
+    pub(super) fn counts_call(&mut self, seat: &Seat, about: Option<&ShardId>) {
+        let failovers = SPAN.as_secs_f64() / self.rules.failover_time.as_secs_f64();
+        let span = &mut self.instances[seat.no].span;
+        if span.began.elapsed() >= SPAN {
+            *span = Span::default();
+        }
+        span.calls += 1;
+        if let Some(shard) = about
+            && !span.shards.contains(shard)
+        {
+            span.shards.insert(shard.clone());
+        }
+        let (calls, shards) = (span.calls as f64, span.shards.len() as f64);
+        // Looks come most often while leases move; renewals are tried most often shortly before a lease
+        // expires; a shard is read five times a second.
+        let most = (25.0 + 30.0 * shards) * failovers + 5.0 * SPAN.as_secs_f64() * shards;
+        if calls > most {
+            self.violate(
+                &seat.name,
+                format!("made {calls} calls about {shards} shards in {SPAN:?}, at most {most}"),
+            );
+        }
+    }
+}
