@@ -121,7 +121,8 @@ pub struct Config {
     ///
     /// Only work counts: waits for records, for retries, for throttles and for AWS do not. If your code
     /// may need longer for one record, let it call [`ShardContext::progress`](crate::ShardContext::progress),
-    /// or allow more.
+    /// or allow more; closures get a context by
+    /// [`each_with_context`](crate::WorkerBuilder::each_with_context).
     #[serde(with = "humantime_serde")]
     pub health_max_age: Option<Duration>,
 

@@ -34,7 +34,7 @@ impl<H> Each<H> {
 
 impl<H, Fut> RecordProcessor for Each<H>
 where
-    H: Fn(Record) -> Fut + Send + Sync + 'static,
+    H: Fn(Record, ShardContext) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<(), Failure>> + Send + 'static,
 {
     async fn process(&mut self, batch: Batch, context: &ShardContext) -> Result<Verdict, Failure> {
@@ -43,7 +43,7 @@ where
                 let acks = context.acks();
                 for record in batch {
                     let position = record.position().clone();
-                    context.trace(record, &*self.handler).await?;
+                    context.trace(record, |record| (self.handler)(record, context.clone())).await?;
                     // One by one: after a failure only the rest comes again.
                     acks.ack(&position);
                 }

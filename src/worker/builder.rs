@@ -21,7 +21,7 @@ use crate::{
         health_file::HealthFile,
         meter::Meter,
         metered::Metered,
-        processor::{ProcessorFactory, ShardStart},
+        processor::{ProcessorFactory, ShardContext, ShardStart},
         pulled,
         spans::{Tracer, Tracing},
     },
@@ -154,9 +154,23 @@ impl WorkerBuilder {
     ///
     /// # Errors
     /// [`BuildError`] names every field that cannot work.
-    pub fn each<H, Fut>(mut self, ordering: Ordering, handler: H) -> Result<Worker, BuildError>
+    pub fn each<H, Fut>(self, ordering: Ordering, handler: H) -> Result<Worker, BuildError>
     where
         H: Fn(Record) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), Failure>> + Send + 'static,
+    {
+        self.each_with_context(ordering, move |record, _| handler(record))
+    }
+
+    /// The same for a handler that is also given the shard's context: for work on one record that may take
+    /// longer than `health_max_age`, and says so with [`progress`](ShardContext::progress). A record is still
+    /// acknowledged when the handler returns `Ok`.
+    ///
+    /// # Errors
+    /// [`BuildError`] names every field that cannot work.
+    pub fn each_with_context<H, Fut>(mut self, ordering: Ordering, handler: H) -> Result<Worker, BuildError>
+    where
+        H: Fn(Record, ShardContext) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<(), Failure>> + Send + 'static,
     {
         let handler = Arc::new(handler);

@@ -162,9 +162,9 @@ impl ShardContext {
     }
 
     /// Lets `handler` work on one record, in a span of its own if there are to be any.
-    pub(crate) async fn trace<H, Fut>(&self, record: Record, handler: &H) -> Result<(), Failure>
+    pub(crate) async fn trace<H, Fut>(&self, record: Record, handler: H) -> Result<(), Failure>
     where
-        H: Fn(Record) -> Fut,
+        H: FnOnce(Record) -> Fut,
         Fut: Future<Output = Result<(), Failure>>,
     {
         let Some(tracer) = &self.link.tracer else { return handler(record).await };

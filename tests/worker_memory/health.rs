@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kinesis_consumer::{
-    Batch, Config, Event, Failure, LeaseLost, RecordProcessor, ShardContext, Verdict,
+    Batch, Config, Event, Failure, LeaseLost, Ordering, Record, RecordProcessor, ShardContext, Verdict,
     health::{Health, Reason},
     io::faulty::{Fault, Op},
 };
@@ -201,6 +201,24 @@ async fn a_long_job_is_fresh_as_long_as_it_reports_progress() {
     assert_eq!(health.reason, Reason::ProcessorStuck);
     until("fresh again", || worker.handle.health().is_fresh()).await;
     world.checkpoint_at(0, "1").await;
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_closure_that_is_given_the_context_reports_progress_too() {
+    let world = World::shards(1);
+    world.put(0, [1, 2]);
+    let slow = |_: Record, context: ShardContext| async move {
+        for _ in 0..6 {
+            sleep(20 * SECOND).await;
+            context.progress();
+        }
+        Ok(())
+    };
+    let worker = run(world.worker("a").each_with_context(Ordering::Shard, slow).expect("valid"));
+    assert!(worker.handle.ready().await);
+    always(&worker, 239 * SECOND, Health::is_fresh).await;
+    world.checkpoint_at(0, "2").await;
     worker.stop().await;
 }
 
