@@ -1,7 +1,15 @@
 //! Spans as an OpenTelemetry exporter gets them: one trace from a producer through the worker.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+#[path = "sim/aggregate.rs"]
+mod aggregate;
 
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
 use kinesis_consumer::{
     Batch, Config, Failure, InitialPosition, Ordering, RecordProcessor, ShardContext, ShardStart,
     TraceContext, Tracing, Verdict, Worker, WorkerBuilder,
@@ -19,6 +27,8 @@ use tokio::{task::JoinSet, time::timeout};
 use tracing::{info_span, subscriber::DefaultGuard};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::layer::SubscriberExt;
+
+use crate::aggregate::aggregate;
 
 /// A stream and a table, and what was exported on this thread, which is that of the whole test.
 struct World {
@@ -54,12 +64,15 @@ impl World {
 
     /// Puts a record in a span of its own, with its context in the payload, as a producer does.
     fn put(&self, number: u32) {
+        self.stream.put("key", self.payload(number));
+    }
+
+    fn payload(&self, number: u32) -> Bytes {
         let span = info_span!("put", otel.kind = "producer");
         let mut headers = HashMap::new();
         let propagator: &dyn opentelemetry::propagation::TextMapPropagator = &TraceContextPropagator::new();
         propagator.inject_context(&span.context(), &mut headers);
-        let payload = format!(r#"{{"number":{number},"traceparent":"{}"}}"#, headers["traceparent"]);
-        self.stream.put("key", payload);
+        format!(r#"{{"number":{number},"traceparent":"{}"}}"#, headers["traceparent"]).into()
     }
 
     /// Runs a worker until that many spans of this name have been exported.
@@ -178,6 +191,35 @@ async fn a_batch_is_one_span_linked_to_each_producer_and_each_try_one_of_its_own
     assert!(matches!(processed[0].status, Status::Error { .. }));
     assert_eq!(attribute(&processed[0], "error.type").as_deref(), Some("retry"));
     assert_eq!(processed[1].status, Status::Unset);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_user_record_of_an_aggregated_one_has_its_own_span_and_link() {
+    for by_record in [true, false] {
+        let world = World::new();
+        let payloads = [world.payload(1), world.payload(2), Bytes::from_static(b"no context")];
+        world.stream.put("key", aggregate("key", &payloads));
+        let worker = world.worker().tracing(Tracing::default());
+        let worker = match by_record {
+            true => worker.each(Ordering::Shard, |_| async { Ok(()) }),
+            false => worker.build(|_: ShardStart| async { Ok(Flaky(true)) }),
+        };
+        world.until(worker.expect("valid"), "checkpoint stream", 1).await;
+        let puts: Vec<_> = world.spans("put").iter().map(ids).collect();
+        let processed = world.spans("process stream");
+        let linked: Vec<_> = processed.iter().map(links).collect();
+        match by_record {
+            true => {
+                assert_eq!(linked, [vec![puts[0].clone()], vec![puts[1].clone()], vec![]]);
+                let id = |span| attribute(span, "messaging.message.id").expect("an id");
+                let ids: BTreeSet<String> = processed.iter().map(id).collect();
+                assert_eq!(ids.len(), 3, "they share a number, not a position: {ids:?}");
+            }
+            false => assert_eq!(linked, [puts]),
+        }
+        let polled = attribute(&world.spans("poll stream")[0], "messaging.batch.message_count");
+        assert_eq!(polled.as_deref(), Some("3"), "user records");
+    }
 }
 
 #[tokio::test(start_paused = true)]
