@@ -13,7 +13,10 @@ use kinesis_consumer::{
     health::{self, Reason, State, Status, Verdict as Health},
 };
 
-use crate::world::{SECOND, World, config, run};
+use crate::{
+    logs::Lines,
+    world::{SECOND, World, config, run},
+};
 
 /// A folder of its own for each test, removed in the end.
 struct File {
@@ -170,13 +173,14 @@ async fn a_path_that_cannot_be_written_is_refused_before_any_call() {
 
 #[tokio::test]
 async fn a_file_that_cannot_be_written_any_more_stops_nothing_and_comes_back() {
+    let (lines, _guard) = Lines::listen();
     let (world, file) = (World::shards(1), File::new());
     let worker = run(world.worker_with("a", file.config()).build(world.probe()).expect("valid"));
     file.becomes(Health::is_fresh).await;
     fs::remove_dir_all(&file.folder).expect("removable");
     world.put(0, [1]);
     world.trace.wait_for(0, "batch 1").await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    until(|| lines.of("health file not written; trying again") == 1).await;
     assert_eq!(file.check(), Health::Missing);
     world.put(0, [2]);
     world.trace.wait_for(0, "batch 2").await;

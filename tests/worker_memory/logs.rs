@@ -19,13 +19,18 @@ use crate::world::{SECOND, World, config, run, until};
 
 /// The lines above DEBUG of this thread, which is that of the whole test.
 #[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<(Level, String)>>>);
+pub(crate) struct Lines(Arc<Mutex<Vec<(Level, String)>>>);
 
 impl Lines {
-    fn listen() -> (Self, DefaultGuard) {
+    pub(crate) fn listen() -> (Self, DefaultGuard) {
         let lines = Self::default();
         let guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(lines.clone()));
         (lines, guard)
+    }
+
+    /// How many lines with this message have come.
+    pub(crate) fn of(&self, message: &str) -> usize {
+        self.0.lock().expect("no panic").iter().filter(|(_, line)| line == message).count()
     }
 
     /// How many lines of each kind came since the last call, at this level or above.
