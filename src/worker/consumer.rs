@@ -82,6 +82,8 @@ pub(super) enum ExitHow {
 pub(super) struct Consumer {
     pub(super) link: Arc<ShardLink>,
     pub(super) row: Lease,
+    /// The identity of the stream that the row was made for.
+    pub(super) stream: Arc<str>,
     pub(super) start: (StartFrom, Option<Position>),
     pub(super) source: Arc<dyn RecordSource>,
     pub(super) config: Arc<Config>,
@@ -108,6 +110,7 @@ impl Consumer {
             memory: self.memory.clone(),
             fetched,
             row: self.row.clone(),
+            stream: self.stream.clone(),
             rng: StdRng::seed_from_u64(self.rng.random()),
         };
         let link = self.link.clone();

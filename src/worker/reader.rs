@@ -85,6 +85,8 @@ pub(super) struct Reader<R> {
     pub(super) memory: Arc<Semaphore>,
     pub(super) fetched: mpsc::Sender<Fetched>,
     pub(super) row: Lease,
+    /// The identity of the stream that the row was made for.
+    pub(super) stream: Arc<str>,
     pub(super) rng: R,
 }
 
@@ -131,8 +133,8 @@ impl<R: Rng> Reader<R> {
                         }
                         SourceError::NoShard(_) if !self.is_gone(&mut refusals).await => {
                             if let Some(faults) = faults.failed() {
-                                warn!(shard = %self.link.shard, faults, "the shard's records cannot be found although it is \
-                                    listed; was the stream deleted and made again?");
+                                warn!(shard = %self.link.shard, faults, "the shard cannot be read, and has not left its stream; \
+                                    was the stream deleted and made again?");
                             }
                             iterator = None;
                             pacing.on_error(clock::now(), &mut self.rng);
@@ -256,9 +258,23 @@ impl<R: Rng> Reader<R> {
     async fn is_gone(&mut self, refusals: &mut u32) -> bool {
         *refusals += 1;
         let listed = self.list().await;
-        match listed.iter().find(|shard| shard.id == self.link.shard) {
+        let gone = match listed.iter().find(|shard| shard.id == self.link.shard) {
             None => true,
             Some(shard) => !shard.is_open() && *refusals >= REFUSALS,
+        };
+        // Asked after the listing, which then was of this stream, too. One made anew may have fewer shards.
+        gone && self.is_same_stream().await
+    }
+
+    /// Whether the stream is certainly still the one that the row was made for.
+    async fn is_same_stream(&self) -> bool {
+        self.call(1);
+        match self.source.describe().await {
+            Ok(found) => found.identity() == self.stream,
+            Err(error) => {
+                debug!(shard = %self.link.shard, %error, cause = cause(&error), "the stream was not described");
+                false
+            }
         }
     }
 

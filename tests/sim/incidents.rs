@@ -189,22 +189,24 @@ async fn children_of_lagging_parents_are_read_after_them_and_soon() {
 /// F16: the stream is deleted and made again under the same name while it is read.
 #[tokio::test(start_paused = true)]
 async fn rows_of_a_stream_that_was_made_again_are_left_as_they_are_and_new_workers_refused() {
-    let mut world = settled(Setup::new(16, 2), 2).await;
-    reads_everything(&mut world, SECOND).await;
-    world.advance(3 * SECOND).await;
-    let progress = |world: &World| -> Vec<_> {
-        world.table.rows().into_iter().map(|row| (row.key.clone(), row.checkpoint, row.stream)).collect()
-    };
-    let before = progress(&world);
-    world.stream.recreate(2);
-    world.advance(30 * SECOND).await;
-    assert_eq!(progress(&world), before, "nothing is finished, deleted, or begun anew");
-    let no = world.start("c");
-    assert!(world.until(10 * SECOND, |world| world.instances[no].state == Life::Over).await);
-    let (_, ending) = world.endings.pop().expect("it was not asked to stop");
-    assert!(matches!(ending, Err(WorkerError::WrongTable { .. })), "{ending:?}");
-    assert_eq!(progress(&world), before);
-    is_clean(&world);
+    for shards in [2, 1, 4] {
+        let mut world = settled(Setup::new(16, 2), 2).await;
+        reads_everything(&mut world, SECOND).await;
+        world.advance(3 * SECOND).await;
+        let progress = |world: &World| -> Vec<_> {
+            world.table.rows().into_iter().map(|row| (row.key.clone(), row.checkpoint, row.stream)).collect()
+        };
+        let before = progress(&world);
+        world.stream.recreate(shards);
+        world.advance(30 * SECOND).await;
+        assert_eq!(progress(&world), before, "nothing is finished, deleted, or begun anew");
+        let no = world.start("c");
+        assert!(world.until(10 * SECOND, |world| world.instances[no].state == Life::Over).await);
+        let (_, ending) = world.endings.pop().expect("it was not asked to stop");
+        assert!(matches!(ending, Err(WorkerError::WrongTable { .. })), "{ending:?}");
+        assert_eq!(progress(&world), before);
+        is_clean(&world);
+    }
 }
 
 /// F27: there is no leader. Whichever worker cannot list shards, or stands still, rows that are missing are made

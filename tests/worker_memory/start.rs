@@ -1,7 +1,7 @@
 //! Where an application begins, and what a start refuses.
 
 use kinesis_consumer::{
-    Config, InitialPosition, LeaseTable, Record, WorkerError,
+    Checkpoint, Config, InitialPosition, Lease, LeaseTable, Record, WorkerError,
     io::{
         LeaseError, LeaseStore,
         faulty::{Fault, Faults, Op},
@@ -142,14 +142,25 @@ async fn a_stream_made_again_under_the_same_name_is_refused() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_made_again_under_a_running_worker_is_not_taken_for_the_end_of_its_shards() {
-    let world = World::shards(2);
-    world.put(0, [1]);
-    let worker = run(world.worker("a").build(world.probe()).expect("valid"));
-    world.checkpoint_at(0, "1").await;
-    world.stream.recreate(2);
-    tokio::time::sleep(6 * FAILOVER).await;
-    assert!(!world.row(0).is_finished() && !world.row(1).is_finished());
-    worker.stop().await;
+    // With as many shards, with fewer and with more; rows of the KCL's do not say whose they are.
+    for (shards, of_kcl) in [(2, false), (1, false), (3, false), (1, true)] {
+        let world = World::shards(2);
+        if of_kcl {
+            for shard in 0..2 {
+                world.table.put_row(Lease::new(&world.shard(shard), Checkpoint::TrimHorizon));
+            }
+        }
+        world.put(0, [1]);
+        let worker = run(world.worker("a").build(world.probe()).expect("valid"));
+        world.checkpoint_at(0, "1").await;
+        assert_eq!(world.row(0).stream.is_none(), of_kcl);
+        world.stream.recreate(shards);
+        tokio::time::sleep(6 * FAILOVER).await;
+        assert!(!world.row(0).is_finished() && !world.row(1).is_finished(), "{shards} shards");
+        worker.stop().await;
+        let ended = world.trace.entries().into_iter().any(|entry| entry.what == "ended");
+        assert!(!ended, "{shards} shards");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -209,6 +209,8 @@ impl Coordinator {
         let shard = link.shard.clone();
         let consumer = Consumer {
             link,
+            // Rows of the KCL's do not say: the start found them to be of the stream that it found.
+            stream: row.stream.clone().unwrap_or_else(|| self.identity.clone()),
             row,
             start,
             source: parts.source.clone(),
