@@ -38,6 +38,10 @@ publish = false
 [workspace]
 [lib]
 doctest = false
+# All rules, also those of optional parts.
+[features]
+default = [$(grep -rhoE 'feature = "[a-z-]+"' src/core | sed -E 's/feature = //' | sort -u | paste -sd,)]
+$(grep -rhoE 'feature = "[a-z-]+"' src/core | sed -E 's/feature = "(.*)"/\1 = []/' | sort -u)
 [dependencies]
 $(dependencies dependencies)
 [dev-dependencies]
