@@ -119,7 +119,9 @@ pub(crate) struct Plan {
     pub(crate) total: usize,
     /// Workers that hold at least one of them, and this one.
     pub(crate) workers: usize,
-    /// How many this worker still lacks to its fair share. KCL: `NeededLeases`.
+    /// How many more this worker has to get from others until no move makes the spread more even: those it has
+    /// asked for, and those it would take if it were not for `max_steals`. KCL: `NeededLeases`, where a worker
+    /// goes on needing the lease that a number of leases which workers do not divide leaves it short of.
     pub(crate) needed: usize,
 }
 
@@ -272,15 +274,16 @@ pub(crate) fn plan(
     }
     left_over.sort();
 
+    let mut needed = planner.asked.len().saturating_sub(arrived.len());
     if claims.is_empty() && left_over.is_empty() && awaited.is_empty() {
-        let most = limits.max_steals.min(room);
-        let thief = steals::Thief { me, count: mine_then, kbps: mine.kbps, most };
+        let thief = steals::Thief { me, count: mine_then, kbps: mine.kbps, most: room };
         claims = match limits.balance {
             Balance::Count => steals::by_count(loads, thief, floor, share, rng),
             Balance::Throughput => steals::by_throughput(loads, &thief, rng),
         };
+        needed += claims.len();
+        claims.truncate(limits.max_steals);
     }
-    let needed = wanted.min(room);
     arrived.append(&mut returned);
     arrived.append(&mut claims);
     Plan { claims: arrived, left_over, total, workers, needed }

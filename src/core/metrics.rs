@@ -138,7 +138,8 @@ macro_rules! table {
 }
 
 table! {
-    /// Leases that this worker still lacks to its fair share.
+    /// Leases that this worker still has to get from others: 0 once no move would make the spread more even, also
+    /// where the shards do not divide by the workers.
     NeededLeases            "TakeLeases" "NeededLeases" Count Summary Gauge Worker;
     /// Leases that this worker set out to take, or asked others for, in one look at the table.
     LeasesToTake            "TakeLeases" "LeasesToTake" Count Summary Sum Worker;

@@ -172,6 +172,25 @@ fn a_joiner_steals_its_fair_share_at_once() {
     assert_eq!(plan.needed, 2);
 }
 
+#[test]
+fn a_worker_needs_what_moves_can_still_bring_it() {
+    for (held, me, most, needed) in [
+        ("a: 1 2 3 4", "b", 1, 2),
+        ("a: 1 2 3 4", "b", 0, 2),
+        // As even as eleven, eleven and ten of thirty-two.
+        ("a: 1 2 3 4 | b: 5 6 7 8 | c: 9 10 11", "c", 9, 0),
+        ("a: 1 2 3 4 | b: 5 6 7 | c: 8 9", "c", 9, 1),
+        ("a: 1 2 3 4 | b: 5 6 7 | c: 8 9", "b", 9, 0),
+        // What is free is claimed, not needed.
+        ("a: 1 2 3 4 | free: 5 6", "b", 9, 0),
+    ] {
+        let plan = table(held).plan(me, &Limits { max_steals: most, ..limits() });
+        assert_eq!(plan.needed, needed, "{me} of {held}: {plan:?}");
+    }
+    let cramped = table("a: 1 2 3 4").plan("b", &Limits { max_leases: 1, ..limits() });
+    assert_eq!(cramped.needed, 1, "no more than it may hold");
+}
+
 /// `b` next to `a`, which holds four leases and hands them over on request.
 fn willing() -> Table {
     let mut table = table("a: 1 2 3 4");
@@ -201,7 +220,7 @@ fn a_lease_on_its_way_counts_for_where_it_goes_and_is_taken_once_it_arrives() {
         plan(view, planner, &limits(), now, &mut StdRng::seed_from_u64(1))
     };
     let waiting = b(&table.view, table.now);
-    assert_eq!((&waiting.claims[..], waiting.needed, waiting.workers), (&[][..], 0, 2));
+    assert_eq!((&waiting.claims[..], waiting.needed, waiting.workers), (&[][..], 2, 2));
     // The third worker sees two of two, and asks for nothing that is on its way.
     assert!(keys(&table.plan("c", &limits())).iter().all(|n| *n > 2));
 
@@ -225,7 +244,7 @@ fn a_look_that_is_older_than_a_request_makes_no_more_of_them() {
     let planner =
         Planner { me: &"b".into(), held: &BTreeSet::new(), asked: &asks, avoided: &BTreeSet::new() };
     let plan = plan(&table.view, planner, &limits(), table.now, &mut StdRng::seed_from_u64(1));
-    assert_eq!((&plan.claims[..], plan.needed), (&[][..], 0));
+    assert_eq!((&plan.claims[..], plan.needed), (&[][..], 2));
 }
 
 #[test]
