@@ -6,6 +6,9 @@ mod release;
 mod reset;
 mod rows;
 mod stage;
+// `script` has other options elsewhere.
+#[cfg(target_os = "linux")]
+mod watch;
 
 use kinesis_consumer::local::LocalAws;
 use tokio::process::Command;

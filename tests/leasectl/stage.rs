@@ -15,7 +15,7 @@ use kinesis_consumer::{
 use serde_json::Value;
 use tokio::{process::Command, task::JoinSet};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_leasectl");
 
 /// How a run of the tool ended.
