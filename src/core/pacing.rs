@@ -45,8 +45,10 @@ pub(crate) struct Pacing {
     began: Option<Instant>,
     /// Until when the bytes read so far use up the limit.
     paid: Option<Instant>,
-    /// The end of the idle time or of the back-off.
+    /// The end of the back-off, or of the pause that others' reads need.
     rested: Option<Instant>,
+    /// The end of the idle time.
+    idle: Option<Instant>,
     backoff: Backoff,
     /// Reads a second that we take for our share while others read the shard too; none while alone.
     share: Option<f64>,
@@ -61,6 +63,7 @@ impl Pacing {
             began: None,
             paid: None,
             rested: None,
+            idle: None,
             // A page of 10 MiB, ours or another reader's, shuts a shard for five seconds.
             backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(5)),
             share: None,
@@ -69,6 +72,11 @@ impl Pacing {
 
     /// When the next read may start, `now` or later.
     pub(crate) fn next_read(&self, now: Instant) -> Instant {
+        self.soonest_read(now).max(self.idle.unwrap_or(now))
+    }
+
+    /// The same for a read that is worth the idle time.
+    pub(crate) fn soonest_read(&self, now: Instant) -> Instant {
         let full = self.answers.len() == self.most_reads();
         let slot = self.answers.front().filter(|_| full).map(|oldest| *oldest + SECOND);
         [slot, self.paid, self.rested].into_iter().flatten().fold(now, Instant::max)
@@ -86,9 +94,8 @@ impl Pacing {
         let cost = Duration::from_secs_f64(bytes as f64 / self.limits.bytes_per_second.max(1) as f64);
         // From now on, not from when it began: the way there takes another time at every read.
         self.paid = Some(now + cost);
-        let idle = if caught_up { self.limits.idle } else { Duration::ZERO };
-        let spacing = self.share.map_or(Duration::ZERO, |share| SECOND.div_f64(share));
-        self.rested = Some(began + idle.max(spacing));
+        self.idle = caught_up.then(|| began + self.limits.idle);
+        self.rested = self.share.map(|share| began + SECOND.div_f64(share));
     }
 
     /// Takes note that the read was throttled: another reader uses the shard too.
@@ -103,6 +110,7 @@ impl Pacing {
     /// Takes note that the read failed otherwise.
     pub(crate) fn on_error(&mut self, now: Instant, rng: &mut impl Rng) {
         self.answered(now);
+        self.idle = None;
         self.rested = Some(now + self.backoff.next(rng));
     }
 
@@ -200,6 +208,20 @@ mod tests {
         reader.now += ms(60_000);
         reader.read(10 * MIB, false);
         assert_eq!(reader.read(0, false), ms(65_020));
+    }
+
+    #[test]
+    fn a_read_that_cannot_wait_leaves_out_the_idle_time_and_nothing_else() {
+        let mut reader = Reader::idle(ms(1500));
+        let soonest = |reader: &Reader| reader.pacing.soonest_read(reader.now) - reader.start;
+        reader.read(0, true);
+        assert_eq!(soonest(&reader), ms(10));
+        reader.read(2 * MIB, true);
+        assert_eq!(soonest(&reader), ms(2510), "paid for");
+        reader.read(0, true);
+        reader.begin();
+        reader.pacing.on_throttle(reader.now, &mut reader.rng);
+        assert_eq!(soonest(&reader), reader.pacing.next_read(reader.now) - reader.start, "backed off");
     }
 
     #[test]

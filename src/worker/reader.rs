@@ -113,13 +113,16 @@ impl<R: Rng> Reader<R> {
             self.link.set_reader(Doing::Idle);
             let Ok(slot) = self.fetched.clone().reserve_owned().await else { return };
             let permit = self.afford(expected_bytes).await;
-            let next_read = pacing.next_read(clock::now());
-            self.link.set_reader(Doing::Waiting { until: next_read });
-            clock::sleep_until(next_read).await;
+            self.rest(&pacing).await;
             pacing.on_read(clock::now());
             self.call(READ_CALLS);
             let page = match self.read(&place, &mut iterator, limit).await {
                 Ok(page) => page,
+                // The next holder reads what this one could not.
+                Err(_) if self.link.is_draining() => {
+                    self.link.set_reader(Doing::Idle);
+                    return;
+                }
                 Err(error) => {
                     let now = clock::now();
                     if !matches!(error, SourceError::Throttled { .. } | SourceError::ExpiredIterator) {
@@ -194,6 +197,11 @@ impl<R: Rng> Reader<R> {
                 self.link.set_reader(Doing::Idle);
                 slot.send(Fetched::Batch(Batch::new(records, behind), settle(permit, bytes, &self.memory)));
             }
+            // That was the last read: the next holder begins where this one ended, and finds the shard's end.
+            if self.link.is_draining() {
+                self.link.set_reader(Doing::Idle);
+                return;
+            }
             if ended {
                 // A child that does not name this shard as a parent would begin before its end: the listing tells.
                 let known = children.iter().all(|child| child.parents.contains(&self.link.shard));
@@ -231,6 +239,18 @@ impl<R: Rng> Reader<R> {
             *through = Some(last.position().clone());
         }
         expanded.records
+    }
+
+    /// Waits until the shard may be read again. Once a drain is asked for, as soon as Kinesis allows it: what
+    /// has come meanwhile would else wait for the next holder's first look.
+    async fn rest(&self, pacing: &Pacing) {
+        let next_read = pacing.next_read(clock::now());
+        self.link.set_reader(Doing::Waiting { until: next_read });
+        select! {
+            biased;
+            _ = self.link.draining() => clock::sleep_until(pacing.soonest_read(clock::now())).await,
+            () = clock::sleep_until(next_read) => {}
+        }
     }
 
     /// Says that so many calls follow, each within its time-out.

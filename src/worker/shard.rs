@@ -1,6 +1,9 @@
 //! The pull kernel: one shard, one event at a time. Processors and closures are driven by it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     select,
@@ -52,6 +55,8 @@ pub struct Shard {
     in_hand: Option<OwnedSemaphorePermit>,
     end: Option<End>,
     drain_given: bool,
+    /// Nothing more is handed out: a batch was left unfinished for a drain.
+    cut_short: bool,
 }
 
 /// What comes next on a shard.
@@ -75,7 +80,7 @@ impl Shard {
         });
         let from = row.checkpoint.position().cloned();
         let start = ShardStart { shard: link.shard.clone(), from, pending };
-        Self { link, fetched, start, in_hand: None, end: None, drain_given: false }
+        Self { link, fetched, start, in_hand: None, end: None, drain_given: false, cut_short: false }
     }
 
     /// The shard.
@@ -118,24 +123,24 @@ impl Shard {
                     biased;
                     why = self.link.held.lost() => ShardEvent::Lost(why),
                     // Before the end: one that cannot be completed comes again without end.
-                    until = self.link.draining(), if !self.drain_given => {
-                        self.drain_given = true;
-                        ShardEvent::Drain(Drain::new(self.link.clone(), until))
-                    }
+                    until = self.link.draining(), if !self.drain_given => self.drain(until),
                     () = self.link.idle() => ShardEvent::Ended(EndOfShard::new(self.link.clone(), end.clone())),
                 };
             }
             let room = self.link.unfinished() < MOST_UNFINISHED;
+            let more = room && !self.cut_short;
             self.link.set_hungry(room);
             select! {
                 biased;
                 why = self.link.held.lost() => return ShardEvent::Lost(why),
-                until = self.link.draining(), if !self.drain_given => {
-                    self.drain_given = true;
-                    return ShardEvent::Drain(Drain::new(self.link.clone(), until));
-                }
+                until = self.link.draining(), if !self.drain_given && !more => return self.drain(until),
+                until = self.link.read_or_draining(), if !self.drain_given => return self.drain(until),
                 () = self.link.idle(), if !room => {}
                 fetched = self.fetched.recv(), if room && !self.drain_given => match fetched {
+                    // Behind by more than a batch: the next holder has as much to do, and is not to wait.
+                    Some(Fetched::Batch(batch, _)) if self.link.is_draining() && !batch.behind().is_zero() => {
+                        return self.drain(self.link.draining().await);
+                    }
                     Some(Fetched::Batch(batch, permit)) => {
                         self.in_hand = permit;
                         self.link.deliver(&batch);
@@ -145,22 +150,32 @@ impl Shard {
                         return ShardEvent::Batch(batch);
                     }
                     Some(Fetched::End(end)) => self.end = Some(end),
-                    // The reader ends only with the lease.
+                    // After the last read of a drain.
+                    None if self.link.is_draining() => return self.drain(self.link.draining().await),
+                    // Else the reader ends only with the lease.
                     None => return ShardEvent::Lost(self.link.held.lost().await),
                 },
             }
         }
     }
 
+    fn drain(&mut self, until: Instant) -> ShardEvent {
+        self.drain_given = true;
+        ShardEvent::Drain(Drain::new(self.link.clone(), until))
+    }
+
     /// Waits that long with the lease kept, and nothing reported as stuck: a declared wait. Ends early when a
-    /// drain is asked for (true) and with the lease.
-    pub(super) async fn pause(&self, delay: Duration) -> Result<bool, LeaseLost> {
+    /// drain is asked for (true), which then comes next, and with the lease.
+    pub(super) async fn pause(&mut self, delay: Duration) -> Result<bool, LeaseLost> {
         let until = clock::now() + delay;
         self.link.pause_until(until);
         select! {
             biased;
             why = self.link.held.lost() => return Err(why),
-            _ = self.link.draining(), if !self.drain_given => return Ok(true),
+            _ = self.link.draining(), if !self.drain_given => {
+                self.cut_short = true;
+                return Ok(true);
+            }
             () = clock::sleep_until(until) => {}
         }
         self.link.set_busy(true);

@@ -40,6 +40,10 @@ use crate::{
 /// How long a write that the user waits for is tried before the user is told.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// How long a drain waits for one more read, so that the next holder does not find what came since the last
+/// one. Most reads take some hundredths of a second; a slow one must not hold up what it is to speed up.
+const LAST_READ: Duration = Duration::from_millis(300);
+
 /// The link between the tasks of one shard.
 #[derive(Debug)]
 pub(super) struct ShardLink {
@@ -57,6 +61,8 @@ pub(super) struct ShardLink {
     is_hungry: AtomicBool,
     /// The deadline of a drain, once one is asked for.
     drain_until: OnceLock<Instant>,
+    /// Until when that drain waits for the last read.
+    read_until: OnceLock<Instant>,
     /// Unlike a watch channel this wakes its waiters in the order in which they came: runs can be repeated.
     drain_asked: CancellationToken,
     /// The user's side has let go of the shard.
@@ -138,6 +144,7 @@ impl ShardLink {
             hungry: Notify::new(),
             is_hungry: AtomicBool::new(true),
             drain_until: OnceLock::new(),
+            read_until: OnceLock::new(),
             drain_asked: CancellationToken::new(),
             let_go: CancellationToken::new(),
             opened: CancellationToken::new(),
@@ -470,6 +477,7 @@ impl ShardLink {
     /// Asks the user's side to stop until then. The first deadline stays.
     pub(super) fn ask_to_drain(&self, until: Instant) {
         self.drain_until.get_or_init(|| until);
+        self.read_until.get_or_init(|| until.min(clock::now() + LAST_READ));
         self.drain_asked.cancel();
     }
 
@@ -481,6 +489,13 @@ impl ShardLink {
     pub(super) async fn draining(&self) -> Instant {
         self.drain_asked.cancelled().await;
         *self.drain_until.get().expect("set before the token is cancelled")
+    }
+
+    /// Resolves with the deadline of a drain once it waits for no read any more.
+    pub(super) async fn read_or_draining(&self) -> Instant {
+        let until = self.draining().await;
+        clock::sleep_until(self.read_until.get().map_or_else(clock::now, |until| *until)).await;
+        until
     }
 
     /// Resolves once everything delivered is acknowledged.

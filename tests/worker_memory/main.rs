@@ -10,6 +10,7 @@ mod health_file;
 mod heartbeats;
 mod logs;
 mod metrics;
+mod moves;
 mod operator;
 mod reading;
 mod rejoin;

@@ -39,6 +39,70 @@ async fn a_stop_finishes_the_batch_in_hand_then_drains_and_releases_in_one_write
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stop_reads_once_more_what_has_come_since_the_last_read() {
+    let world = World::shards(1);
+    world.put(0, [1]);
+    let worker = run(world.worker("a").build(world.probe()).expect("valid"));
+    world.trace.wait_for(0, "batch 1").await;
+    tokio::time::sleep(SECOND / 2).await;
+    world.put(0, [2, 3]);
+    let (asked, reads) = (Instant::now(), world.faults.calls(Op::ReadRecords));
+    worker.stop().await;
+    assert_eq!(world.trace.of(0)[1..], ["batch 1", "batch 2 3", "draining"]);
+    assert_eq!(world.checkpointed(0).as_deref(), Some("3"));
+    assert_eq!(world.faults.calls(Op::ReadRecords), reads + 1);
+    assert!(asked.elapsed() < SECOND / 10, "{:?}", asked.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_is_not_held_up_by_a_slow_or_failing_read() {
+    for fault in [Fault::Delay(5 * SECOND), Fault::Throttled, Fault::Unavailable] {
+        let world = World::shards(1);
+        let worker = run(world.worker("a").build(world.probe()).expect("valid"));
+        until("claims", || world.owners() == ["a"]).await;
+        tokio::time::sleep(3 * SECOND / 2).await;
+        world.faults.chance(Op::ReadRecords, 1.0, fault);
+        world.put(0, [1]);
+        let asked = Instant::now();
+        worker.stop().await;
+        assert!(asked.elapsed() < SECOND / 2, "{fault:?}: {:?}", asked.elapsed());
+        assert_eq!(world.owners(), ["-"], "{fault:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_hands_nothing_out_over_a_batch_that_failed() {
+    let world = World::shards(1);
+    world.put(0, [1]);
+    let failing = world.probe_with(|_, _| async { Err(Failure::retry("for ever")) });
+    let worker = run(world.worker("a").build(failing).expect("valid"));
+    world.trace.wait_for(0, "batch 1").await;
+    world.put(0, [2]);
+    tokio::time::sleep(3 * SECOND).await;
+    world.put(0, [3]);
+    worker.stop().await;
+    let mut seen = world.trace.of(0);
+    seen.dedup();
+    assert_eq!(seen[1..], ["batch 1", "draining"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_leaves_a_backlog_to_the_next_holder() {
+    let world = World::shards(1);
+    world.put(0, 0..100);
+    let slow = world.probe_with(|_, _| async {
+        tokio::time::sleep(SECOND / 10).await;
+        Ok(Verdict::Done)
+    });
+    let config = Config { max_records: 10, ..config() };
+    let worker = run(world.worker_with("a", config).build(slow).expect("valid"));
+    world.trace.wait_for_records(0, 30).await;
+    worker.stop().await;
+    assert_eq!(world.trace.records(0).len(), 30, "the batch in hand was the last");
+    assert_eq!(world.checkpointed(0).as_deref(), Some("29"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn work_that_does_not_end_is_dropped_at_the_deadline_and_the_lease_released() {
     let world = World::shards(2);
     world.put(0, 1..=2);
