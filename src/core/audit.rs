@@ -85,6 +85,12 @@ impl Default for HoleWatch {
     }
 }
 
+/// Whether a row says that it is of another stream than `identity`, or of one of several, as the KCL keys it in
+/// its multi-stream mode: `account:stream:creation:shard`. No shard's id has a colon.
+pub(crate) fn is_foreign(lease: &Lease, identity: &str) -> bool {
+    lease.stream.as_deref().is_some_and(|stream| stream != identity) || lease.key.as_str().contains(':')
+}
+
 /// Evidence that the leases were made for another stream, and what to do about it; none in the usual case.
 ///
 /// `identity` is that of the stream that is read (its ARN and its time of creation), `listed` all its shards.
@@ -93,6 +99,13 @@ pub(crate) fn belongs_elsewhere(leases: &[Lease], listed: &[Shard], identity: &s
     leases.iter().find_map(|lease| {
         if let Some(stream) = lease.stream.as_deref().filter(|stream| *stream != identity) {
             return Some(other_stream(lease, stream, identity));
+        }
+        if is_foreign(lease, identity) {
+            return Some(format!(
+                "lease {} is one of several streams, which the KCL reads in its multi-stream mode. Use another \
+                 application name for this stream",
+                lease.key
+            ));
         }
         let evidence = contradiction(lease, shards.get(lease.key.as_str())?)?;
         Some(format!(
@@ -235,6 +248,21 @@ mod tests {
         rows[1].checkpoint = Checkpoint::parse("100", 0).expect("a number");
         rows[1].stream = Some(STREAM.into());
         assert_eq!(belongs_elsewhere(&rows, &listed, STREAM), None);
+    }
+
+    #[test]
+    fn a_row_of_another_stream_or_of_several_is_foreign_and_one_that_says_nothing_is_not() {
+        let of = |key: &str, stream: Option<&str>| Lease {
+            stream: stream.map(Into::into),
+            ..Lease::new(&key.into(), Checkpoint::TrimHorizon)
+        };
+        assert!(!is_foreign(&of("shardId-0", None), STREAM));
+        assert!(!is_foreign(&of("shardId-0", Some(STREAM)), STREAM));
+        assert!(is_foreign(&of("shardId-0", Some("another")), STREAM));
+        let several = of("123456789012:another:1700000000:shardId-0", None);
+        assert!(is_foreign(&several, STREAM));
+        let said = belongs_elsewhere(&[several], &[], STREAM).expect("evidence");
+        assert!(said.contains("multi-stream") && said.contains("another application name"), "{said}");
     }
 
     #[test]

@@ -155,7 +155,7 @@ impl Coordinator {
             settled_parents.remove(&shard.id);
         }
         let mut view = LeaseView::default();
-        heartbeats::take_in(&mut view, found.rows, clock::now());
+        heartbeats::take_in(&mut view, found.rows, &found.identity, clock::now());
         parts.vitals.turn();
         let retry = (parts.config.look_interval() / 2, parts.config.longest_look_interval());
         let mut coordinator = Self {
@@ -252,7 +252,8 @@ impl Coordinator {
                     info!(count, "the lease table can be read again");
                 }
                 self.backoff.reset();
-                let doubtful = heartbeats::take_in(&mut self.view, rows, clock::now());
+                self.tell_foreign(&rows);
+                let doubtful = heartbeats::take_in(&mut self.view, rows, &self.identity, clock::now());
                 self.confirm(doubtful).await;
                 self.confirm_silence().await;
                 let next = self.act(stop).await;

@@ -16,6 +16,7 @@ use crate::{
     clock,
     config::{Config, Heartbeat},
     core::{
+        audit::is_foreign,
         lease::{Lease, LeaseKey},
         lease_view::LeaseView,
     },
@@ -26,8 +27,10 @@ use crate::{
 /// Worker rows that one worker deletes in one look: all workers see the same ones.
 const FORGOTTEN_AT_ONCE: usize = 4;
 
-/// Takes in one look. Returns the leases in doubt, as [`LeaseView::observe`] does.
-pub(super) fn take_in(view: &mut LeaseView, rows: Rows, now: Instant) -> Vec<LeaseKey> {
+/// Takes in one look, but for the rows of other streams than `identity`: they are nobody's here, not even to be
+/// cleaned up. Returns the leases in doubt, as [`LeaseView::observe`] does.
+pub(super) fn take_in(view: &mut LeaseView, mut rows: Rows, identity: &str, now: Instant) -> Vec<LeaseKey> {
+    rows.leases.retain(|lease| !is_foreign(lease, identity));
     let doubtful = view.observe(rows.leases, now);
     view.observe_workers(rows.workers, now);
     doubtful

@@ -4,13 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::select;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{Coordinator, heartbeats};
 use crate::{
     clock,
-    core::lease::{Claimant, Lease, LeaseKey, WorkerId},
+    core::{
+        audit::is_foreign,
+        lease::{Claimant, Lease, LeaseKey, WorkerId},
+    },
     error::WorkerError,
+    io::Rows,
 };
 
 /// A row of another process with our id is one if it moved in that many looks.
@@ -25,6 +29,8 @@ pub(super) struct Strangers {
     namesake_looks: BTreeMap<Option<u64>, u32>,
     /// Leases of workers that do not know heartbeats; only if we have one.
     foreign: BTreeMap<LeaseKey, (WorkerId, u64)>,
+    /// Rows of other streams were seen, and told of.
+    other_streams: bool,
 }
 
 /// A row under our own id.
@@ -62,7 +68,7 @@ impl Coordinator {
             self.parts.vitals.turn();
             // A failed look proves nothing; the next one may.
             let Ok(rows) = self.parts.store.scan().await else { continue };
-            heartbeats::take_in(&mut self.view, rows, clock::now());
+            heartbeats::take_in(&mut self.view, rows, &self.identity, clock::now());
             let moved =
                 |(key, row): (&String, &Row)| before.get(key).is_some_and(|then| then.counter < row.counter);
             if self.rows_under_our_id().iter().any(moved) {
@@ -71,6 +77,17 @@ impl Coordinator {
             self.look_for_foreigners()?;
         }
         Ok(())
+    }
+
+    /// Tells of rows of other streams, once for as long as there are any. Where one has the key of a shard of
+    /// ours, nobody can read that shard.
+    pub(super) fn tell_foreign(&mut self, rows: &Rows) {
+        let mut foreign = rows.leases.iter().filter(|lease| is_foreign(lease, &self.identity)).peekable();
+        let told = std::mem::replace(&mut self.strangers.other_streams, foreign.peek().is_some());
+        if let Some(lease) = foreign.next().filter(|_| !told) {
+            let count = foreign.count() + 1;
+            warn!(lease = %lease.key, stream = lease.stream.as_deref(), count, "rows of other streams in the lease table are left alone; use one application name for each stream");
+        }
     }
 
     pub(super) fn look_for_strangers(&mut self) -> Result<(), WorkerError> {

@@ -108,7 +108,9 @@ impl Coordinator {
                 Ok(true) => self.view.note(lease, clock::now()),
                 // Somebody was faster, and may begin elsewhere. Not read now, it is at the next look.
                 Ok(false) => {
-                    if let Ok(Some(row)) = self.parts.store.get(&lease.key).await {
+                    if let Ok(Some(row)) = self.parts.store.get(&lease.key).await
+                        && !audit::is_foreign(&row, &self.identity)
+                    {
                         self.view.note(row, clock::now());
                     }
                 }
