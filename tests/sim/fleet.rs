@@ -10,7 +10,7 @@ use bytes::Bytes;
 use kinesis_consumer::{
     Checkpoint, Config, Event, Report, ShardId, ShardOrder, Worker, WorkerError, WorkerHandle,
     io::{
-        LeaseStore, RecordSource,
+        LeaseStore, MetricsSink, RecordSource,
         faulty::{Faults, FaultyLeaseStore, FaultySource},
         memory::{MemoryLeaseStore, MemoryStream},
     },
@@ -106,6 +106,8 @@ pub(crate) struct World {
     /// What workers are given instead: sabotages go here.
     pub(crate) store: Arc<dyn LeaseStore>,
     pub(crate) source: Arc<dyn RecordSource>,
+    /// Where workers that start from now on publish what they measure.
+    pub(crate) metrics: Option<Arc<dyn MetricsSink>>,
     pub(crate) instances: Vec<Instance>,
     runs: JoinSet<(usize, Ending)>,
     beside: JoinSet<()>,
@@ -137,6 +139,7 @@ impl World {
             observer: Arc::new(Observer::new(rules, setup.recording)),
             store: Arc::new(table.clone()),
             source: Arc::new(stream.clone()),
+            metrics: None,
             stream,
             table,
             instances: Vec::new(),
@@ -215,6 +218,10 @@ impl World {
             .seed(seed)
             .freezer(&seat.freezer)
             .config(Config { worker_id: Some(name.into()), heartbeat, ..config.clone() });
+        let builder = match &self.metrics {
+            Some(sink) => builder.metrics(sink.clone()),
+            None => builder,
+        };
         let (worker, user) = faces::build(builder, face, &seat).expect("a valid configuration");
         let handle = worker.handle();
         let mut events = handle.events();

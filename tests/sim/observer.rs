@@ -96,7 +96,7 @@ impl Observer {
         }))
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -375,6 +375,11 @@ impl Observer {
             Some((shard.clone(), count, log.unread(pinned)?))
         });
         unread.collect()
+    }
+
+    /// The last record of a shard that arrived before `millis`; 0 if none did.
+    pub(crate) fn before(&self, shard: &ShardId, millis: u64) -> u64 {
+        self.lock().shards.get(shard).map_or(0, |log| log.before(millis))
     }
 
     /// How many shards have not been read to their end.

@@ -65,6 +65,9 @@ pub(super) struct Tenure {
     pub(super) heartbeat: Option<Incarnation>,
     /// The lease was given up, or the shard ended.
     pub(super) over: bool,
+    claimed_at: Instant,
+    /// It begins with the shard, not at a checkpoint.
+    fresh: bool,
     /// The last record before this holding; those of a start at a time may begin earlier.
     pub(super) base: u64,
     pub(super) exact: bool,
@@ -274,7 +277,7 @@ impl State {
             (Checkpoint::Latest | Checkpoint::AtTimestamp, Some(at)) => (log.before(at), false),
             _ => (0, true),
         };
-        let acked_through = after.checkpoint.position().map_or(0, number);
+        let acked_through = after.checkpoint.position().map_or(base, number);
         let tenure = Tenure {
             valid_until,
             heartbeat: after.lives_by().cloned(),
@@ -286,6 +289,8 @@ impl State {
             acked_through,
             acked: BTreeSet::new(),
             took_alive,
+            claimed_at: Instant::now(),
+            fresh: after.checkpoint.position().is_none(),
             begun: false,
             asked: false,
         };
@@ -372,7 +377,13 @@ impl State {
             }
         }
         for parent in parents {
-            let unended = self.shards.get(&parent).is_some_and(|log| !log.ended && !log.gone);
+            let tenure = self.tenures.get(&(seat.no, shard.clone()));
+            // A parent that was set back keeps only those waiting that have not begun.
+            let waits = |log: &ShardLog| {
+                log.reset_at
+                    .is_none_or(|at| tenure.is_none_or(|tenure| tenure.fresh && at < tenure.claimed_at))
+            };
+            let unended = self.shards.get(&parent).is_some_and(|log| !log.ended && !log.gone && waits(log));
             // An application that began at the tip reads no shard that was closed before.
             if self.rules.parents_first
                 && unended

@@ -281,6 +281,7 @@ impl Player {
                 let open = self.world.stream.open_shards().len();
                 self.world.reshard(open.div_ceil(2));
             }
+            Step::Reset { nth, to } => self.world.reset(*nth, *to),
             Step::DropTable => self.world.drop_table(),
             Step::DeleteWorkerRow(nth) => self.world.delete_worker_row(*nth),
             Step::DeleteRow(nth) => self.world.delete_row(*nth),
@@ -483,7 +484,7 @@ impl Player {
             let last = self.world.stream.records(&row.key.shard()).len() as u64 * aggregated();
             let stored = match &row.checkpoint {
                 Checkpoint::At(position) => number(position),
-                _ => 0,
+                _ => row.start_millis.map_or(0, |at| self.world.observer.before(&row.key.shard(), at)),
             };
             let rewound = self.world.observer.is_rewound(&row.key.shard());
             if stored != last

@@ -20,6 +20,7 @@ use kinesis_consumer::{
 use super::{
     fleet::{Setup, World},
     processor::{Seat, Temper},
+    resets::To,
     script::Beats,
     tap::Tap,
 };
@@ -387,4 +388,18 @@ async fn two_workers_that_trade_a_lease_for_ever_are_caught() {
         tokio::time::sleep(SECOND / 10).await;
     }
     says(&world.observer.violations().join("\n"), "moves between living workers");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reset_that_does_not_fence_the_holder_is_caught() {
+    let mut world = World::new(Setup::new(5, 4));
+    world.start("a");
+    world.put(60);
+    world.advance(3 * SECOND).await;
+    let rows = world.table.rows();
+    world.reset(None, To::Oldest);
+    rows.into_iter().for_each(|row| world.table.put_row(row));
+    world.advance(3 * SECOND).await;
+    says(&world.observer.violations().join("\n"), "which is nobody's");
+    assert!(!world.observer.unread().is_empty(), "what was set back is to be read again");
 }

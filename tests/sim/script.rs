@@ -12,6 +12,7 @@ use super::{
     fleet::{Edit, Setup},
     line::Quality,
     processor::Temper,
+    resets::To,
 };
 
 /// One thing that is done to the fleet.
@@ -68,6 +69,11 @@ pub(crate) enum Step {
     Stale {
         by: u64,
         millis: u64,
+    },
+    /// An operator sets one shard, or all, to where reading is to begin.
+    Reset {
+        nth: Option<usize>,
+        to: To,
     },
     DropTable,
     DeleteWorkerRow(usize),
@@ -206,6 +212,13 @@ impl Script {
         if !kinds.contains(&Kind::Operator) && StdRng::seed_from_u64(seed ^ 0xbea9).random_bool(0.15) {
             config.shard_order = ShardOrder::None;
         }
+        let apart = &mut StdRng::seed_from_u64(seed ^ 0x4e5e7);
+        if from_start && config.shard_order == ShardOrder::ParentsFirst && apart.random_bool(0.3) {
+            let resets =
+                (0..apart.random_range(1..=3)).map(|_| (apart.random_range(0..length), reset(apart)));
+            steps.extend(resets.collect::<Vec<_>>());
+            steps.sort_by_key(|(at, _)| *at);
+        }
         let setup =
             Setup { faces, aggregated, recording: false, config, beats, temper, ..Setup::new(seed, shards) };
         let rate = (rng.random_range(1..=5), rng.random_range(50..=500));
@@ -317,6 +330,16 @@ fn step(kind: Kind, failover: u64, rng: &mut StdRng) -> Step {
             _ => Step::EditRow(nth, Edit::Counter),
         },
     }
+}
+
+fn reset(rng: &mut StdRng) -> Step {
+    let nth = rng.random_bool(0.5).then(|| rng.random_range(0..64));
+    let to = match rng.random_range(0..4) {
+        0 | 1 => To::Oldest,
+        2 => To::Ago(rng.random_range(0..20_000)),
+        _ => To::Next,
+    };
+    Step::Reset { nth, to }
 }
 
 fn temper(failover: u64, rng: &mut impl Rng) -> Temper {

@@ -3,6 +3,7 @@
 use std::{cell::Cell, collections::BTreeMap};
 
 use kinesis_consumer::{Position, ShardId};
+use tokio::time::Instant;
 
 thread_local! {
     /// How many of the user's records are in each record of the stream. Each world has a thread for itself.
@@ -34,6 +35,8 @@ pub(crate) struct ShardLog {
     pub(crate) children: Vec<ShardId>,
     /// `SHARD_END` was written once.
     pub(crate) ended: bool,
+    /// When it was last set back by hand.
+    pub(crate) reset_at: Option<Instant>,
     /// It has left the stream; what was not read of it cannot be.
     pub(crate) gone: bool,
     records: Vec<RecordLog>,
@@ -90,6 +93,18 @@ impl ShardLog {
         self.records.iter_mut().for_each(|record| record.acked = true);
         let missed = self.records.iter().skip(self.delivered as usize);
         missed.map(|record| (record.key, record.in_key)).collect()
+    }
+
+    /// All records after `number` are to be read again, and those up to it need not be; returns which of them
+    /// nobody was given, each by its key.
+    pub(crate) fn begin_again_after(&mut self, number: u64) -> Vec<(u32, u32)> {
+        let (left_out, again) = self.records.split_at_mut(number as usize);
+        left_out.iter_mut().for_each(|record| record.acked = true);
+        again.iter_mut().for_each(|record| record.acked = false);
+        let missed = left_out.iter().skip(self.delivered as usize);
+        let missed = missed.map(|record| (record.key, record.in_key)).collect();
+        self.delivered = self.delivered.max(number);
+        missed
     }
 
     /// The first record not acknowledged that arrived at `since` or later.

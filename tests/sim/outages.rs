@@ -1,0 +1,70 @@
+//! F24: the stream and the metrics are away together, and nothing else is.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use kinesis_consumer::{
+    io::{MetricsError, MetricsSink},
+    metrics::Sample,
+};
+
+use super::{
+    fleet::{Setup, World},
+    scenarios::{SECOND, is_clean, owned, reads_everything},
+};
+
+/// A sink whose calls never return.
+#[derive(Debug)]
+struct Hangs;
+
+#[async_trait]
+impl MetricsSink for Hangs {
+    fn record(&self, _: &Sample<'_>) {}
+
+    async fn flush(&self) -> Result<(), MetricsError> {
+        std::future::pending().await
+    }
+}
+
+async fn fleet(seed: u64) -> World {
+    let mut world = World::new(Setup::new(seed, 6));
+    world.metrics = Some(Arc::new(Hangs));
+    world.start("a");
+    world.start("b");
+    world.put(60);
+    reads_everything(&mut world, 10 * SECOND).await;
+    world.advance(10 * SECOND).await;
+    world
+}
+
+#[tokio::test(start_paused = true)]
+async fn metrics_that_hang_for_ever_delay_no_record_and_no_stop() {
+    let mut world = fleet(24).await;
+    let moves = world.observer.moves();
+    for _ in 0..300 {
+        world.put(4);
+        world.advance(SECOND).await;
+    }
+    reads_everything(&mut world, SECOND).await;
+    assert_eq!(world.observer.moves(), moves, "leases moved");
+    world.stop(0);
+    assert!(world.until(4 * SECOND, |world| world.running() == [1] && owned(world, "b") == 6).await);
+    is_clean(&world);
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_an_hour_without_the_stream_and_the_metrics_moves_no_lease_and_ends_in_reading() {
+    let mut world = fleet(25).await;
+    let moves = world.observer.moves();
+    (0..2).for_each(|no| world.instances[no].stream_faults.cut());
+    for _ in 0..180 {
+        world.put(2);
+        // Each time the health of both is held against what the observer knows.
+        world.advance(10 * SECOND).await;
+    }
+    assert_eq!(world.observer.moves(), moves, "leases moved");
+    (0..2).for_each(|no| world.instances[no].stream_faults.heal());
+    reads_everything(&mut world, 10 * SECOND).await;
+    world.advance(5 * SECOND).await;
+    is_clean(&world);
+}

@@ -1,0 +1,159 @@
+//! An operator's resets, as `leasectl reset` makes them: rows one by one, parents first, each in one conditional
+//! write that fences the holder; closed shards too, whose rows are made anew if they are gone.
+//!
+//! The one way in which a checkpoint may go back. What is set back is to be read again: the observer forgets that
+//! it was done.
+
+use std::time::SystemTime;
+
+use kinesis_consumer::{Checkpoint, Lease, Reset, ShardId, io::memory::MemoryStream};
+use tokio::time::Instant;
+
+use super::{
+    fleet::World,
+    observer::Observer,
+    rules::{RowLog, State},
+    trace::short,
+};
+
+/// Where an operator wants to begin.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum To {
+    /// With the oldest record.
+    Oldest,
+    /// With what arrived so many milliseconds ago.
+    Ago(u64),
+    /// With what comes.
+    Next,
+}
+
+/// The date, in milliseconds, as streams in memory stamp their records.
+fn now() -> u64 {
+    let clock = MemoryStream::new("clock", 1);
+    let (shard, _) = clock.put("tick", "");
+    let arrived = clock.records(&shard)[0].arrived_at();
+    arrived.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+}
+
+impl To {
+    fn reset(self) -> Reset {
+        let now = now();
+        let (to, start_millis) = match self {
+            Self::Oldest => (Checkpoint::TrimHorizon, None),
+            Self::Ago(millis) => (Checkpoint::AtTimestamp, Some(now - millis)),
+            Self::Next => (Checkpoint::Latest, Some(now)),
+        };
+        Reset { to, start_millis, at_millis: now }
+    }
+}
+
+impl World {
+    /// Resets one shard, or all.
+    pub(crate) fn reset(&mut self, nth: Option<usize>, to: To) {
+        let listed = self.stream.shards();
+        let rows = self.table.rows();
+        if rows.is_empty() {
+            return;
+        }
+        for (n, shard) in listed.iter().enumerate() {
+            if nth.is_some_and(|nth| nth % listed.len() != n) {
+                continue;
+            }
+            let row = rows.iter().find(|row| row.key.shard() == shard.id);
+            if to == To::Next && !shard.is_open() && row.is_none_or(Lease::is_finished) {
+                continue;
+            }
+            let reset = to.reset();
+            let after = match row {
+                Some(row) => row.after(&row.reset(reset)),
+                None => Lease {
+                    parents: shard.parents.clone(),
+                    hash_range: Some(shard.hash_range),
+                    start_millis: reset.start_millis,
+                    reset_millis: Some(reset.at_millis),
+                    ..Lease::new(&shard.id, reset.to)
+                },
+            };
+            self.observer.reset(&shard.id, &after);
+            self.table.put_row(after);
+        }
+    }
+}
+
+impl Observer {
+    fn reset(&self, shard: &ShardId, row: &Lease) {
+        self.note("operator", || format!("resets {} to {}", short(shard.as_str()), row.checkpoint));
+        self.lock().reset(shard, row);
+    }
+}
+
+impl State {
+    fn reset(&mut self, shard: &ShardId, row: &Lease) {
+        // Nobody holds it from now on: whatever its former holder writes is to be refused.
+        self.rows.insert(shard.clone(), RowLog { highest: row.counter, rewound: true, ..RowLog::default() });
+        let log = self.shards.entry(shard.clone()).or_default();
+        let before = match row.start_millis {
+            Some(at) => log.before(at),
+            None => 0,
+        };
+        (log.ended, log.reset_at) = (false, Some(Instant::now()));
+        // What the application is told to leave out need not be read.
+        let left_out = log.begin_again_after(before);
+        left_out.into_iter().for_each(|(key, in_key)| self.keys.miss(key, in_key));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{
+        super::{
+            fleet::Setup,
+            scenarios::{SECOND, reads_everything, settled},
+        },
+        *,
+    };
+
+    /// F17: the whole application is set back, or forward, while it reads, reshards, and one worker stands still.
+    #[tokio::test(start_paused = true)]
+    async fn a_reset_under_load_is_followed_by_every_worker_in_the_order_of_the_shards() {
+        for at in 0..15 {
+            let to = [To::Oldest, To::Ago(3000), To::Next][at % 3];
+            let mut world = settled(Setup::new(800 + at as u64, 3), 2).await;
+            world.split(0);
+            world.put(40);
+            world.advance(Duration::from_millis(230 * at as u64)).await;
+            world.freeze(0);
+            world.reset(None, to);
+            world.put(40);
+            world.merge(1);
+            world.advance(Duration::from_millis(400 * at as u64)).await;
+            world.thaw(0);
+            world.put(40);
+            reads_everything(&mut world, 30 * SECOND).await;
+            let counts = world.observer.counts();
+            assert!(to != To::Oldest || counts.deliveries >= counts.records + 90, "{counts:?}");
+        }
+    }
+
+    /// The rows of a parent and of its own were cleaned up long ago.
+    #[tokio::test(start_paused = true)]
+    async fn a_shard_that_is_read_again_waits_for_no_parent_that_was_cleaned_up() {
+        let mut world = settled(Setup::new(830, 1), 1).await;
+        world.split(0);
+        world.put(40);
+        reads_everything(&mut world, 10 * SECOND).await;
+        let cleaned = |world: &World| world.table.rows().len() == 2;
+        assert!(world.until(60 * SECOND, cleaned).await, "the parent's row is deleted");
+        world.split(0);
+        world.put(40);
+        reads_everything(&mut world, 10 * SECOND).await;
+        // Its own row is still there, or gone: in both cases its parent's is gone.
+        world.reset(Some(1), To::Oldest);
+        reads_everything(&mut world, 10 * SECOND).await;
+        world.advance(90 * SECOND).await;
+        world.reset(Some(1), To::Oldest);
+        reads_everything(&mut world, 10 * SECOND).await;
+    }
+}
