@@ -43,7 +43,7 @@ use tokio::task::JoinSet;
 use crate::{
     BuildError, Checkpoint, Config, Freezer, InitialPosition, Lease, Position, Record, Report, ShardId,
     Worker, WorkerBuilder, WorkerError, WorkerHandle, clock,
-    core::record::Batch,
+    core::{aggregation, record::Batch, shard::Shard},
     io::{
         faulty::{Faults, FaultyLeaseStore, FaultySource},
         memory::{MemoryLeaseStore, MemoryStream},
@@ -183,8 +183,8 @@ impl TestStream {
     pub fn is_checkpointed(&self, data: impl AsRef<[u8]>) -> bool {
         let shards = self.stream.shards();
         let found = shards.iter().find_map(|shard| {
-            let records = self.stream.records(&shard.id);
-            let record = records.into_iter().find(|record| record.data()[..] == *data.as_ref())?;
+            let mut records = self.user_records(shard).into_iter();
+            let record = records.find(|record| record.data()[..] == *data.as_ref())?;
             Some((shard.id.clone(), record))
         });
         found.is_some_and(|(shard, record)| self.covers(&shard, &record))
@@ -195,7 +195,7 @@ impl TestStream {
     pub fn unfinished(&self) -> Vec<String> {
         let mut unfinished = Vec::new();
         for shard in self.stream.shards() {
-            let records = self.stream.records(&shard.id);
+            let records = self.user_records(&shard);
             let left = records.iter().filter(|record| !self.covers(&shard.id, record));
             unfinished.extend(left.map(|record| text(record.data())));
             if !shard.is_open() && !self.is_finished(&shard.id) {
@@ -241,15 +241,22 @@ impl TestStream {
     }
 
     fn covers(&self, shard: &ShardId, record: &Record) -> bool {
-        self.is_finished(shard)
-            || self.checkpoint(shard).is_some_and(|at| at.sequence >= record.position().sequence)
+        self.is_finished(shard) || self.checkpoint(shard).is_some_and(|at| at >= *record.position())
     }
 
-    /// The lease of a finished shard goes away once its children have begun.
+    /// As your code gets them: those inside aggregated records, one by one.
+    fn user_records(&self, shard: &Shard) -> Vec<Record> {
+        aggregation::expand(self.stream.records(&shard.id), Some(shard.hash_range)).records
+    }
+
+    /// The lease of a finished shard goes away once its children have begun, and theirs in turn.
     fn is_finished(&self, shard: &ShardId) -> bool {
         match self.lease(shard) {
             Some(lease) => lease.checkpoint == Checkpoint::ShardEnd,
-            None => self.table.rows().iter().any(|row| row.parents.contains(shard)),
+            None => {
+                let children = self.stream.shards().into_iter().filter(|child| child.parents.contains(shard));
+                children.map(|child| child.id).any(|id| self.lease(&id).is_some() || self.is_finished(&id))
+            }
         }
     }
 }

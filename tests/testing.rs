@@ -1,6 +1,11 @@
 //! The test kit that users have: that it tells the truth, also when the code under test is wrong.
 
+#[path = "sim/aggregate.rs"]
+mod aggregate;
+
 use std::time::Duration;
+
+use aggregate::aggregate;
 
 use kinesis_consumer::{
     Batch, Config, Event, Failure, LeaseLost, Ordering, RecordProcessor, ShardContext, ShardStart, Verdict,
@@ -67,6 +72,33 @@ async fn what_fails_is_delivered_again_and_counted() {
     stream.all_done().await;
     assert_eq!(stream.times_delivered("bad"), 3);
     assert_eq!(stream.delivered().last().expect("some").partition_key(), "key");
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_done_comes_also_when_the_rows_of_generations_are_gone() {
+    let stream = TestStream::new(1);
+    let _worker = stream.worker("a", |worker| worker.each(Ordering::Shard, |_| async { Ok(()) }));
+    for (count, open) in [(2, 2), (4, 4), (2, 2)] {
+        stream.put("key", format!("before {count}"));
+        stream.all_done().await;
+        stream.reshard(count);
+        for key in ["a", "b", "c", "d", "e", "f"] {
+            stream.put(key, format!("{key} of {count}"));
+        }
+        stream.until("only open shards", |stream| stream.table().rows().len() == open).await;
+    }
+    stream.all_done().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_record_inside_an_aggregated_one_is_waited_for() {
+    let stream = TestStream::new(1);
+    stream.put("key", aggregate("key", &["one".into(), "two".into(), "three".into()]));
+    assert_eq!(stream.unfinished(), ["one", "two", "three"]);
+    let worker = stream.worker("a", |worker| worker.build(|_: ShardStart| async { Ok(Forgets) }));
+    stream.until("the first", |stream| stream.is_checkpointed("one")).await;
+    assert_eq!(stream.unfinished(), ["two", "three"]);
+    worker.crash().await;
 }
 
 #[tokio::test(start_paused = true)]
