@@ -53,8 +53,10 @@ fn number(variable: &str) -> Option<u64> {
 /// What to read when a seed fails.
 fn explain(seed: u64, script: &Script, outcome: &Outcome) -> String {
     let violations = outcome.violations.join("\n");
+    // It decides over what the seed says.
+    let beats = std::env::var("SIM_HEARTBEAT").map_or(String::new(), |mode| format!("SIM_HEARTBEAT={mode} "));
     format!(
-        "seed {seed} fails. Repeat it with\n\n    SIM_SEED={seed} cargo test --test simulation random\n\n\
+        "seed {seed} fails. Repeat it with\n\n    {beats}SIM_SEED={seed} cargo test --test simulation random\n\n\
         {script}\n{}\n{violations}\n",
         outcome.trace
     )
