@@ -10,19 +10,26 @@ use super::{
     output::{columns, either},
     place::{Place, find},
 };
-use crate::core::lease_state::{State, state};
+use crate::{
+    core::lease_state::{State, state},
+    io::Rows,
+};
 
 pub(super) async fn run(place: &Place) -> Result<(), Trouble> {
     if !place.has_table() {
         return tables(place).await;
     }
     let store = place.store().await?;
-    let leases = place.leases(&*store).await?;
+    let Rows { leases, workers: beats } = place.scan(&*store).await?;
     let states: Vec<State> =
         leases.iter().map(|lease| state(lease, |shard| find(&leases, shard), false)).collect();
     let mut workers: BTreeMap<&str, usize> = BTreeMap::new();
     for holder in leases.iter().filter(|lease| !lease.is_finished()).filter_map(|lease| lease.holder()) {
         *workers.entry(holder.as_str()).or_default() += 1;
+    }
+    // Those that hold nothing show only if they have a heartbeat.
+    for beat in &beats {
+        workers.entry(beat.incarnation.worker()).or_default();
     }
     let table = || {
         let rows: Vec<Vec<String>> = leases

@@ -203,6 +203,19 @@ impl Heartbeats {
         stale.filter_map(row).collect()
     }
 
+    /// Those whose counters were seen to move, or were seen first, less than `failover_time` ago.
+    #[cfg(feature = "cli")]
+    pub(crate) fn beating(
+        &self,
+        failover_time: Duration,
+        now: Instant,
+    ) -> impl Iterator<Item = &Incarnation> {
+        let moved = move |(_, beat): &(&Incarnation, &Beat)| {
+            beat.counter.is_some() && now < beat.moved_at + failover_time
+        };
+        self.seen.iter().filter(moved).map(|(incarnation, _)| incarnation)
+    }
+
     /// The rows of `worker`, with their counters.
     pub(crate) fn rows_of(&self, worker: &WorkerId) -> BTreeMap<Incarnation, u64> {
         let of = self.seen.iter().filter(|(incarnation, _)| incarnation.is_of(worker));

@@ -45,7 +45,11 @@ async fn leases_are_listed_and_described_by_their_state() {
     let json = leasectl(&aws, "list -t app -o json").await.ended(0).json();
     assert_eq!(json["leases"][1]["checkpoint"], "77");
     assert_eq!(json["leases"][1]["hands_over"], true);
-    assert_eq!(json["workers"]["a"], 2);
+    assert_eq!(json["workers"], serde_json::json!({ "a": 2 }));
+    let spare = WorkerRow { incarnation: Incarnation::new(&"spare".into(), 1, 1), counter: 0 };
+    assert!(store(&aws).await.beat(&spare).await.expect("put"));
+    let json = leasectl(&aws, "list -t app -o json").await.ended(0).json();
+    assert_eq!(json["workers"], serde_json::json!({ "a": 2, "spare": 0 }), "it says that it lives");
     let tables = leasectl(&aws, "list").await.ended(0).out;
     assert!(tables.lines().any(|line| line.starts_with("app ")), "{tables}");
 }

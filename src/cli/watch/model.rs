@@ -189,18 +189,21 @@ impl Model {
         self.view.leases().filter_map(|lease| self.lag.get(&lease.key)?.time()).max()
     }
 
-    /// The workers that hold unfinished leases, by id.
+    /// The workers that hold unfinished leases, and those whose heartbeats move, by id.
     pub(super) fn workers(&self, now: Instant) -> Vec<WorkerLine> {
         let minutes = self.began.map_or(0.0, |began| (now - began).min(WINDOW).as_secs_f64() / 60.0);
-        let mut workers: BTreeMap<WorkerId, WorkerLine> = BTreeMap::new();
+        let line = |id: &WorkerId| {
+            let wrote = self.writes.iter().filter(|(_, worker, _)| worker == id);
+            let writes: u64 = wrote.map(|(.., writes)| writes).sum();
+            let writes = if minutes > 0.0 { writes as f64 / minutes } else { 0.0 };
+            WorkerLine { id: id.clone(), leases: 0, alive: true, writes, lag: None }
+        };
+        let beating = self.view.heartbeats.beating(self.failover_time, now);
+        let beating = beating.map(|incarnation| WorkerId::from(incarnation.worker()));
+        let mut workers: BTreeMap<WorkerId, WorkerLine> = beating.map(|id| (id.clone(), line(&id))).collect();
         for (lease, state) in self.states(now) {
             let Some(holder) = lease.holder().filter(|_| state != State::Finished) else { continue };
-            let line = workers.entry(holder.clone()).or_insert_with(|| {
-                let wrote = self.writes.iter().filter(|(_, worker, _)| worker == holder);
-                let writes: u64 = wrote.map(|(.., writes)| writes).sum();
-                let writes = if minutes > 0.0 { writes as f64 / minutes } else { 0.0 };
-                WorkerLine { id: holder.clone(), leases: 0, alive: true, writes, lag: None }
-            });
+            let line = workers.entry(holder.clone()).or_insert_with(|| line(holder));
             line.leases += 1;
             line.alive &= !matches!(state, State::Expired(_));
             line.lag = line.lag.max(self.lag.get(&lease.key).and_then(Behind::time));
@@ -265,16 +268,18 @@ mod tests {
         let silent = beat("b", 4);
         for n in 0..=6 {
             let leases = vec![by_heartbeat(0, "a"), by_heartbeat(1, "b")];
-            let rows = Rows { leases, workers: vec![beat("a", n), silent.clone()] };
+            let workers = vec![beat("a", n), silent.clone(), beat("spare", n), beat("spare and dead", 4)];
+            let rows = Rows { leases, workers };
             model.look(rows, start + FAILOVER / 2 * n as u32, "2026-11-22T08:30:00Z");
         }
         let end = start + FAILOVER * 3;
         let alive = |model: &Model| -> Vec<bool> { model.workers(end).iter().map(|w| w.alive).collect() };
-        assert_eq!(alive(&model), [true, true], "the looks may be stale");
+        assert_eq!(alive(&model), [true, true, true], "the looks may be stale");
         assert_eq!(model.suspects(end), [of("b")].into());
         model.confirm(&silent.incarnation, Some(&silent), end);
-        assert_eq!(alive(&model), [true, false]);
-        let writes: Vec<f64> = model.workers(end).iter().map(|w| w.writes).collect();
-        assert_eq!(writes, [12.0, 0.0], "beats are writes");
+        assert_eq!(alive(&model), [true, false, true]);
+        let lines = model.workers(end);
+        let lines: Vec<_> = lines.iter().map(|line| (line.id.as_str(), line.leases, line.writes)).collect();
+        assert_eq!(lines, [("a", 1, 12.0), ("b", 1, 0.0), ("spare", 0, 12.0)], "beats are writes");
     }
 }
