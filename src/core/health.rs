@@ -263,9 +263,31 @@ mod tests {
         let moving = |n: u64| ShardSigns { work: Doing::Working { since: now - secs(n) }, ..shard("moving") };
         let stuck = ShardSigns { work: Doing::Working { since: now - secs(31) }, ..shard("stuck") };
         let health = assess(&running(), [moving(1), stuck, moving(29)], now, MAX_AGE);
-        assert_eq!(health.state, State::Stale);
+        assert!(health.state == State::Stale && !health.is_fresh());
         assert_eq!((health.reason, health.age), (Reason::ProcessorStuck, secs(31)));
         assert_eq!((health.shard, health.leases), (Some("stuck".into()), 3));
+    }
+
+    #[test]
+    fn of_parts_equally_slow_the_first_is_named() {
+        let t0 = start();
+        let stuck = Doing::Working { since: t0 };
+        let both = |name| ShardSigns { work: stuck, reader: stuck, ..shard(name) };
+        let told = |worker: &WorkerSigns| {
+            let health = assess(worker, [both("a"), both("b")], t0 + secs(31), MAX_AGE);
+            (health.reason, health.shard)
+        };
+        assert_eq!(told(&running()), (Reason::ProcessorStuck, Some("a".into())));
+        assert_eq!(told(&WorkerSigns { coordinator: stuck, ..running() }), (Reason::CoordinatorStuck, None));
+    }
+
+    #[test]
+    fn of_shards_whose_reads_fail_the_one_that_began_first_is_named() {
+        let t0 = start();
+        let failing = |name, n| ShardSigns { reads_failing: Some(t0 + secs(n)), ..shard(name) };
+        let shards = [failing("a", 2), failing("b", 1), failing("c", 1), failing("d", 3)];
+        let health = assess(&running(), shards, t0 + secs(3), MAX_AGE);
+        assert_eq!((health.reason, health.shard), (Reason::ReadsFailing, Some("b".into())));
     }
 
     #[test]
@@ -336,6 +358,17 @@ mod tests {
         let health = assess(&running(), [shard("a"), retrying], start(), MAX_AGE);
         assert_eq!((health.reason, health.shard.as_ref()), (Reason::Retrying, Some(&"b".into())));
         assert!(health.is_fresh() && health.ready);
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_unchanged() {
+        let age = Duration::from_millis(1234);
+        let shard = Some("a".into());
+        let (state, reason) = (State::Stale, Reason::ReaderStuck);
+        let health = Health { state, reason, shard, age, ready: true, leases: 3 };
+        let text = serde_json::to_string(&health).expect("text");
+        assert!(text.contains(r#""age_millis":1234"#), "{text}");
+        assert_eq!(serde_json::from_str::<Health>(&text).expect("health"), health);
     }
 
     #[test]
