@@ -110,7 +110,11 @@ impl Beat {
     /// A row that went away or came back counts as one that moved: somebody did it just now. A lower
     /// counter is a stale look, and no sign of life.
     fn see(&mut self, counter: Option<u64>, now: Instant) {
-        if counter == self.counter || counter.is_some() && counter < self.counter {
+        let stood = match (self.counter, counter) {
+            (Some(known), Some(seen)) => seen <= known,
+            (known, seen) => known == seen,
+        };
+        if stood {
             return;
         }
         (self.counter, self.moved_at) = (counter, now);
@@ -255,13 +259,24 @@ mod tests {
     #[test]
     fn the_key_of_a_row_names_its_worker_whatever_it_is_called() {
         for name in ["a", "pod/3", "worker/x/y", "größe"] {
-            let made = Incarnation::new(&name.into(), 1, 1);
+            let made = Incarnation::new(&name.into(), 0xbeef, 1);
             assert_eq!(Incarnation::parse(made.as_str()).as_ref(), Some(&made));
-            assert_eq!((made.worker(), made.process()), (name, Some(1)));
+            assert_eq!((made.worker(), made.process()), (name, Some(0xbeef)));
+            assert_eq!([made.to_string(), format!("{made:?}")], [made.as_str(), made.as_str()]);
         }
         for key in ["", "worker/", "worker/x", "worker/x/", "shardId-000000000000"] {
             assert_eq!(Incarnation::parse(key), None, "{key}");
         }
+    }
+
+    #[test]
+    fn the_rows_of_a_worker_are_all_of_its_incarnations_and_nobody_elses() {
+        let of = |worker: &str, number| Incarnation::new(&worker.into(), 1, number);
+        let row = |(incarnation, counter)| WorkerRow { incarnation, counter };
+        let mut beats = Heartbeats::default();
+        let rows = [(of("a", 1), 7), (of("a", 2), 8), (of("b", 1), 9)].map(row).into();
+        beats.observe(rows, std::iter::empty(), Instant::now());
+        assert_eq!(beats.rows_of(&"a".into()), [(of("a", 1), 7), (of("a", 2), 8)].into());
     }
 
     #[test]
