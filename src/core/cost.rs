@@ -144,7 +144,8 @@ fn kcl(fleet: &Fleet, three: bool) -> Vec<Line> {
     if three {
         lines.extend([
             scan("assignment by the leader", 3.0, shards, fleet),
-            Line { units_a_minute: 1.0, ..write("leader's lock", 2.0, fleet) },
+            // A row of its own, of one unit.
+            Line { units_a_minute: 2.0, ..write("leader's lock", 2.0, fleet) },
             read("leader's lock", "GetItem", (workers - 1.0) * 4.0, 1.0),
             read("discovery of own leases", "Query", workers * 60.0 / 9.975, 0.5),
             write("statistics of workers", workers * 2.0, fleet),
@@ -193,6 +194,9 @@ fn metrics(what: &'static str, calls: f64) -> Line {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::testdata::{Row, rows};
+
+    const CASES: &str = include_str!("testdata/cost.txt");
 
     const REST: Fleet = Fleet {
         shards: 16.0,
@@ -211,6 +215,32 @@ mod tests {
     #[track_caller]
     fn near(found: f64, expected: f64) {
         assert!((found - expected).abs() <= expected.abs() / 100.0, "{found} is not {expected}");
+    }
+
+    #[test]
+    fn every_line_of_a_fleet_is_that_of_the_table() {
+        let number = |cell: &str| cell.parse::<f64>().expect("a number");
+        let table = rows(CASES, "lines");
+        for Row { cells, .. } in rows(CASES, "fleets") {
+            let [shards, workers, row_bytes, batches, failover, checkpoint, scan_budget] =
+                [1, 2, 3, 4, 5, 6, 7].map(|n| number(cells[n]));
+            let fleet = Fleet { shards, workers, row_bytes, batches, failover, checkpoint, scan_budget };
+            for (who, name) in [(Who::Kcl2, "KCL 2"), (Who::Kcl3, "KCL 3")] {
+                let expected = table.iter().filter(|row| row.cells[..2] == [cells[0], name]);
+                let found = lines(&fleet, who);
+                assert_eq!(found.len(), expected.clone().count(), "{name}: {found:?}");
+                for (found, Row { line, cells }) in found.iter().zip(expected) {
+                    assert_eq!([found.what, found.call], cells[2..4], "line {line}");
+                    let dollars = found.dollars(&Prices::default());
+                    for (found, cell) in
+                        [found.calls_a_minute, found.units_a_minute, dollars].iter().zip(&cells[4..])
+                    {
+                        let off = (found / number(cell) - 1.0).abs();
+                        assert!(off < 1e-5, "line {line}: {found} is not {cell}");
+                    }
+                }
+            }
+        }
     }
 
     #[test]
