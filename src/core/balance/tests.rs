@@ -303,12 +303,17 @@ fn leases_beyond_the_limit_are_named_once_no_other_worker_took_them() {
 
 #[test]
 fn a_shard_that_is_avoided_is_nobodys_load_here_and_not_claimed() {
-    let table = table("a: 1 | free: 2 | b: 3 4");
-    let avoided = [(&shard(2)).into(), (&shard(3)).into()].into();
-    let planner =
-        Planner { me: &"a".into(), held: &table.held_by("a"), asked: &BTreeMap::new(), avoided: &avoided };
-    let plan = plan(&table.view, planner, &limits(), table.now, &mut StdRng::seed_from_u64(1));
-    assert!(plan.claims.is_empty(), "{plan:?}");
+    let avoided = [2, 3, 4].map(|n| LeaseKey::from(&shard(n))).into();
+    for (text, expected) in [("a: 1 | free: 2 | b: 3 5", vec![]), ("a: 1 | free: 2 | b: 3 4 5", vec![5])] {
+        let table = table(text);
+        for seed in 0..8 {
+            let held = table.held_by("a");
+            let planner =
+                Planner { me: &"a".into(), held: &held, asked: &BTreeMap::new(), avoided: &avoided };
+            let plan = plan(&table.view, planner, &limits(), table.now, &mut StdRng::seed_from_u64(seed));
+            assert_eq!(keys(&plan), expected, "{text}, seed {seed}");
+        }
+    }
 }
 
 #[test]
@@ -503,18 +508,21 @@ fn a_lease_written_since_it_was_left_is_not_left_any_more() {
     assert_eq!(returning(&table, "a", &limits()), []);
 }
 
+/// `time` later: the living have renewed their leases, and what was left or has expired stands still.
+fn rested(table: Table, time: Duration) -> Table {
+    let now = table.now + time;
+    let dead = |lease: &Lease| lease.owner == Some("dead".into());
+    let (mut view, renewed) = (table.view, |lease: &Lease| match lease.is_left() || dead(lease) {
+        true => lease.clone(),
+        false => Lease { counter: lease.counter + 1, ..lease.clone() },
+    });
+    view.observe(view.leases().map(renewed).collect(), now);
+    Table { view, now }
+}
+
 #[test]
 fn what_a_worker_left_counts_as_its_load_and_is_taken_by_nobody_before_its_grace_is_over() {
     let grace = Limits { rejoin_grace: FAILOVER * 3, ..limits() };
-    let rested = |table: Table, time: Duration| {
-        let now = table.now + time;
-        let (mut view, renewed) = (table.view, |lease: &Lease| match lease.is_left() {
-            true => lease.clone(),
-            false => Lease { counter: lease.counter + 1, ..lease.clone() },
-        });
-        view.observe(view.leases().map(renewed).collect(), now);
-        Table { view, now }
-    };
     let table = rested(left_by("a", table("a: 1 2 3 | b: 4 5 6")), FAILOVER * 4 - Duration::from_millis(1));
     let (b, joiner) = (table.plan("b", &grace), table.plan("c", &grace));
     assert_eq!((b.claims.len(), b.workers), (0, 2));
@@ -530,6 +538,16 @@ fn within_the_grace_a_crashed_worker_takes_its_own_leases_once_they_have_expired
     let grace = Limits { rejoin_grace: FAILOVER, ..limits() };
     assert_eq!(table.plan("b", &grace).claims, []);
     assert_eq!(returning(&table, "dead", &grace), [1, 2].map(|n| (n, Reason::Expired)));
+}
+
+#[test]
+fn only_within_the_grace_does_a_crashed_worker_take_its_own_beyond_the_fair_share() {
+    let crashed = || table("expired: 1 2 3 | b: 4 | c: 5");
+    let grace = Limits { rejoin_grace: FAILOVER, ..limits() };
+    assert_eq!(returning(&crashed(), "dead", &grace), [1, 2, 3].map(|n| (n, Reason::Expired)));
+    assert_eq!(returning(&crashed(), "dead", &limits()).len(), 2);
+    // Others keep to their share, also once the grace is over.
+    assert_eq!(rested(crashed(), FAILOVER).plan("b", &grace).claims.len(), 2);
 }
 
 /// Two children of a shard that `a` has just finished.
@@ -562,6 +580,19 @@ fn children_whose_parents_holder_has_its_share_are_anyones() {
     assert_eq!(keys(&table.plan("b", &limits())), [8, 9]);
     let dead = split_by("dead", "b: 3 | c: 5");
     assert_eq!(keys(&dead.plan("b", &limits())).len(), 1);
+}
+
+#[test]
+fn an_heir_takes_its_children_before_what_anyone_may_take() {
+    let table = split_by("a", "a: 2 | b: 3 4 | free: 5 6");
+    assert_eq!(keys(&table.plan("a", &Limits { max_leases: 3, ..limits() })), [8, 9]);
+}
+
+#[test]
+fn no_more_children_are_left_to_their_heir_than_it_has_room_for() {
+    // Seven leases, three workers: `a` may have one more.
+    let table = split_by("a", "a: 2 3 | b: 4 | c: 5 6");
+    assert_eq!(keys(&table.plan("b", &limits())).len(), 1);
 }
 
 /// A fleet that balances by throughput, each worker in turn, until a whole round claims nothing; the owners
