@@ -223,6 +223,25 @@ async fn a_worker_of_the_kcl_that_joins_ends_the_workers_with_heartbeats() {
     assert_eq!(world.owners(), ["java", "-"], "its own leases are free");
 }
 
+/// Two workers run under the name of `b`: the one was given the lease and handed it on, and so was the other, all
+/// between two looks.
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_came_back_to_a_name_between_two_looks_is_not_renewed_by_a_worker_of_the_kcl() {
+    let world = World::shards(1);
+    let handed_to_b = |by: &str, counter| Lease {
+        counter,
+        owner: Some("b".into()),
+        hands_over: Some(by.into()),
+        ..Lease::new(&world.shard(0), Checkpoint::TrimHorizon)
+    };
+    world.table.put_row(handed_to_b("c#0123456789abcdef.1", 7));
+    let worker = run(world.worker_with("a", by_worker()).build(world.probe()).expect("valid"));
+    tokio::time::sleep(FAILOVER / 2).await;
+    world.table.put_row(handed_to_b("d#fedcba9876543210.1", 12));
+    until("a takeover", || world.owners() == ["a"]).await;
+    worker.stop().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_lease_that_its_holder_does_not_work_on_is_free_although_the_holder_lives() {
     let world = World::shards(1);

@@ -28,9 +28,26 @@ pub(super) struct Strangers {
     /// For each other process with our id, none where the row does not say, in how many looks they moved.
     namesake_looks: BTreeMap<Option<u64>, u32>,
     /// Leases of workers that do not know heartbeats; only if we have one.
-    foreign: BTreeMap<LeaseKey, (WorkerId, u64)>,
+    foreign: BTreeMap<LeaseKey, Foreign>,
     /// Rows of other streams were seen, and told of.
     other_streams: bool,
+}
+
+/// A lease of a worker that does not know heartbeats, as it seems.
+#[derive(Debug)]
+struct Foreign {
+    holder: WorkerId,
+    /// The last claim of one that does. A lease on its way between such workers names the holder before.
+    left_by: Option<Claimant>,
+    counter: u64,
+}
+
+impl Foreign {
+    /// Whether its holder has renewed it since it was as `before`: nothing but the counter has changed. Under
+    /// another claim the lease has come back to its holder, or to one of the same name.
+    fn is_renewed_since(&self, before: &Self) -> bool {
+        (&self.holder, &self.left_by) == (&before.holder, &before.left_by) && self.counter > before.counter
+    }
 }
 
 /// A row under our own id.
@@ -142,11 +159,11 @@ impl Coordinator {
     /// enough: the row may have been edited by hand.
     fn look_for_foreigners(&mut self) -> Result<(), WorkerError> {
         let foreign = self.foreign_leases();
-        let moved = foreign.iter().find(|(key, (holder, counter))| {
-            let known = self.strangers.foreign.get(*key);
-            known.is_some_and(|(before, then)| before == holder && then < counter)
-        });
-        if let Some((lease, (holder, _))) = moved {
+        let known = &self.strangers.foreign;
+        let renewed = foreign
+            .iter()
+            .find(|(key, now)| known.get(*key).is_some_and(|before| now.is_renewed_since(before)));
+        if let Some((lease, Foreign { holder, .. })) = renewed {
             let (lease, holder) = (lease.to_string(), holder.to_string());
             return Err(WorkerError::ForeignHolder { lease, holder });
         }
@@ -155,7 +172,7 @@ impl Coordinator {
     }
 
     /// Leases of others that did not say that they hand over: all workers of this crate do, the KCL's do not.
-    fn foreign_leases(&self) -> BTreeMap<LeaseKey, (WorkerId, u64)> {
+    fn foreign_leases(&self) -> BTreeMap<LeaseKey, Foreign> {
         if !self.pulse.is_wanted() {
             return BTreeMap::new();
         }
@@ -165,7 +182,10 @@ impl Coordinator {
                 && !lease.is_finished()
                 && lease.hands_over.as_ref().map(Claimant::worker) != lease.holder()
         };
-        let entry = |lease: &Lease| Some((lease.key.clone(), (lease.holder()?.clone(), lease.counter)));
+        let entry = |lease: &Lease| {
+            let (holder, left_by) = (lease.holder()?.clone(), lease.hands_over.clone());
+            Some((lease.key.clone(), Foreign { holder, left_by, counter: lease.counter }))
+        };
         self.view.leases().filter(foreign).filter_map(entry).collect()
     }
 }
