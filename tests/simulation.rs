@@ -21,11 +21,12 @@ use std::{
     time::Duration,
 };
 
+use kinesis_consumer::Config;
 use sim::{
     fleet::{Setup, World},
     processor::PANIC,
     run::{Outcome, run, shrink},
-    script::Script,
+    script::{Script, Step},
 };
 
 /// Seeds in a plain `cargo test`.
@@ -162,6 +163,28 @@ fn the_same_seed_gives_the_same_trace() {
         let differs = first.lines.iter().zip(&second.lines).find(|(first, second)| first != second);
         assert_eq!(differs, None, "seed {seed}");
         assert_eq!(first.lines.len(), second.lines.len(), "seed {seed}");
+    }
+}
+
+/// Rows that a person removed make shards be read again that had been read: within the limit of leases that is work
+/// for more workers than the stream seems to need, and before what is new all comes again.
+#[test]
+fn a_fleet_that_reads_again_what_had_been_read_is_given_the_workers_and_the_time_for_it() {
+    let script = |shards, config: fn(Config) -> Config, rate, length, steps| {
+        let setup = Setup::new(1, shards);
+        Script { setup: Setup { config: config(setup.config), ..setup }, workers: 2, rate, length, steps }
+    };
+    let few_leases = |config| Config { max_leases_for_worker: Some(3), ..config };
+    let small_reads = |config| Config { max_records: 12, ..config };
+    let mut scripts: Vec<Script> = (0..6)
+        .map(|nth| vec![(13_235, Step::Double), (30_020, Step::DeleteRow(nth))])
+        .map(|steps| script(3, few_leases, (2, 74), 32_286, steps))
+        .collect();
+    let steps = vec![(13_604, Step::Merge(0)), (54_390, Step::DeleteRow(0))];
+    scripts.push(script(2, small_reads, (4, 58), 60_000, steps));
+    for script in scripts {
+        let outcome = run(&script, true);
+        assert!(outcome.violations.is_empty(), "{}", explain(1, &script, &outcome));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use kinesis_consumer::{Checkpoint, OnShutdown, ShardOrder, WorkerError, io::faulty::Op};
+use kinesis_consumer::{Checkpoint, OnShutdown, Shard, ShardOrder, WorkerError, io::faulty::Op};
 use tokio::time::Instant;
 
 use super::{
@@ -333,22 +333,48 @@ impl Player {
             + self.backlog(script)
     }
 
+    /// How many records of each shard are to be read, for the first time or once more: all those after the
+    /// checkpoint. Without a row those that nobody has read, or all of them if a person removed rows.
+    fn left(&self, script: &Script) -> Vec<usize> {
+        let removed = |(_, step): &(u64, Step)| matches!(step, Step::DropTable | Step::DeleteRow(_));
+        let removed = script.steps.iter().any(removed);
+        let (rows, unread) = (self.world.table.rows(), self.world.observer.unread());
+        let left = |shard: Shard| {
+            let all = self.world.stream.records(&shard.id).len() * aggregated() as usize;
+            let done = match rows.iter().find(|row| row.key.shard() == shard.id) {
+                Some(row) if row.is_finished() => all,
+                Some(row) => row.checkpoint.position().map_or(0, |at| number(at) as usize),
+                None if removed => 0,
+                None => {
+                    let first = unread.iter().find(|(id, ..)| *id == shard.id);
+                    first.map_or(all, |(_, _, first)| *first as usize - 1)
+                }
+            };
+            all.saturating_sub(done)
+        };
+        self.world.stream.shards().into_iter().map(left).filter(|left| *left > 0).collect()
+    }
+
     /// How long it takes to read what is left: five reads a second of each shard, and the work on each.
     fn backlog(&self, script: &Script) -> Duration {
         let most = script.setup.config.max_records;
-        let batches: usize =
-            self.world.observer.unread().iter().map(|(_, count, _)| count.div_ceil(most) + 1).sum();
+        let left = self.left(script);
+        let batches: usize = left.iter().map(|count| count.div_ceil(most) + 1).sum();
         let each = Duration::from_millis(210) + Duration::from_millis(script.setup.temper.slow);
         // A closure takes as long for each record as others for each batch.
         let one_by_one = script.setup.faces.contains(&Face::Each);
-        let records: usize = self.world.observer.unread().iter().map(|(_, count, _)| count).sum();
-        let records = if one_by_one { records } else { 0 };
+        let records: usize = if one_by_one { left.iter().sum() } else { 0 };
         let slow = Duration::from_millis(self.world.setup.temper.slow);
         each * u32::try_from(batches).expect("few") + slow * u32::try_from(records).expect("few")
     }
 
-    /// A process that ended because another has its id leaves the fleet too small for its limits.
+    /// A process that ended because another has its id leaves the fleet too small for its limits; so do shards
+    /// that are read again because a row below them was deleted.
     fn fill_up(&mut self) {
+        if let Some(most) = self.world.setup.config.max_leases_for_worker {
+            let open = self.world.table.rows().iter().filter(|row| !row.is_finished()).count();
+            self.needed = self.needed.max(open.div_ceil(most));
+        }
         while self.world.running().len() < self.needed {
             self.start_worker(None);
         }
