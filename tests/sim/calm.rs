@@ -31,13 +31,15 @@ const SPAN: Duration = Duration::from_secs(10);
 pub(super) struct Span {
     began: Instant,
     calls: u64,
+    /// Writes that the user's code asked for and waits for: each is made at once.
+    demanded: u64,
     /// What they were about.
     shards: BTreeSet<ShardId>,
 }
 
 impl Default for Span {
     fn default() -> Self {
-        Self { began: Instant::now(), calls: 0, shards: BTreeSet::new() }
+        Self { began: Instant::now(), calls: 0, demanded: 0, shards: BTreeSet::new() }
     }
 }
 
@@ -93,6 +95,11 @@ impl State {
         }
     }
 
+    /// The user's code asks for a write, and waits for it.
+    pub(super) fn demands(&mut self, seat: &Seat) {
+        self.instances[seat.no].span.demanded += 1;
+    }
+
     /// Counts a call, and holds those of one span to their bound.
     pub(super) fn counts_call(&mut self, seat: &Seat, about: Option<&ShardId>) {
         let failovers = SPAN.as_secs_f64() / self.rules.failover_time.as_secs_f64();
@@ -106,10 +113,10 @@ impl State {
         {
             span.shards.insert(shard.clone());
         }
-        let (calls, shards) = (span.calls as f64, span.shards.len() as f64);
+        let (calls, shards, demanded) = (span.calls as f64, span.shards.len() as f64, span.demanded as f64);
         // Looks come most often while leases move; renewals are tried most often shortly before a lease
         // expires; a shard is read five times a second.
-        let most = (25.0 + 30.0 * shards) * failovers + 5.0 * SPAN.as_secs_f64() * shards;
+        let most = (25.0 + 30.0 * shards) * failovers + 5.0 * SPAN.as_secs_f64() * shards + demanded;
         if calls > most {
             self.violate(
                 &seat.name,

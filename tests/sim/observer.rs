@@ -354,6 +354,11 @@ impl Observer {
         self.lock().signs(seat, shard, with);
     }
 
+    /// The user's code asks for a checkpoint to be written now.
+    pub(crate) fn demands(&self, seat: &Seat) {
+        self.lock().demands(seat);
+    }
+
     /// The user's code cannot go on with the shard.
     pub(crate) fn gives_up(&self, seat: &Seat, shard: &ShardId) {
         self.lock().instances[seat.no].gives_up.insert(shard.clone());

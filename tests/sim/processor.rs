@@ -192,15 +192,18 @@ impl Processor {
         // A durable checkpoint would acknowledge records that an earlier call left for later.
         if self.later.is_empty() && seat.chance(temper.durable) {
             self.done(batch.first(), batch.last());
+            seat.observer.demands(&seat);
             match context.checkpoint(batch.last()).await {
                 Ok(()) | Err(CheckpointError::Unavailable(_)) => {}
                 Err(error) => return Err(error.into()),
             }
         }
         if self.later.is_empty() && seat.chance(temper.prepares) {
+            seat.observer.demands(&seat);
             match context.prepare(batch.last(), Bytes::from_static(b"state")).await {
                 Ok(prepared) if seat.chance(0.7) => {
                     self.done(batch.first(), batch.last());
+                    seat.observer.demands(&seat);
                     match prepared.commit().await {
                         Ok(()) | Err(CheckpointError::Unavailable(_)) => {}
                         Err(error) => return Err(error.into()),
