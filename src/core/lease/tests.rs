@@ -399,3 +399,135 @@ fn a_holding_is_valid_from_when_its_last_write_was_sent() {
     tenure.accept(&renewal, sent);
     assert_eq!(tenure.valid_until(Duration::from_secs(10)), start + Duration::from_secs(14));
 }
+
+/// A claim of a process of the worker "a".
+fn claimant(process: u64) -> Claimant {
+    Claimant::new(&"a".into(), process, 1)
+}
+
+#[test]
+fn a_holding_of_another_process_under_the_same_name_is_another_ones() {
+    let free = Lease::new(&"shardId-0".into(), Checkpoint::TrimHorizon);
+    let [mut first, second] = [1, 2].map(|process| {
+        Tenure::begin(&free, &free.claim(&claimant(process)), Instant::now()).expect("a claim")
+    });
+    let renewal = first.renewal();
+    assert_eq!((renewal.claimant(), renewal.replaced()), (Some(&claimant(1)), None));
+    assert!(!renewal.is_claim());
+    assert!(renewal.is_allowed_on(first.row()) && !renewal.is_allowed_on(second.row()));
+    let renewed = first.row().after(&renewal);
+    assert!(renewal.took_effect_on(&renewed, &"a".into()));
+    assert!(!renewal.took_effect_on(&second.row().after(&second.renewal()), &"a".into()));
+    assert!(!first.notice(second.row()));
+    // Nor does a claim replace another than the one it saw.
+    let claim = first.row().claim(&claimant(3));
+    assert_eq!((claim.claimant(), claim.replaced()), (Some(&claimant(3)), Some(&claimant(1))));
+    assert!(claim.is_claim() && claim.is_allowed_on(first.row()) && !claim.is_allowed_on(second.row()));
+}
+
+#[test]
+fn a_holding_is_taken_only_with_the_row_that_its_claim_left() {
+    let (free, now) = (Lease::new(&"shardId-0".into(), Checkpoint::TrimHorizon), Instant::now());
+    let claim = free.claim(&claimant(1));
+    let claimed = free.after(&claim);
+    assert!(Tenure::taken(claimed.clone(), &claim, now).is_some());
+    let renewal = held("a").renewal();
+    let others = [
+        (Lease { key: "shardId-1".into(), ..claimed.clone() }, &claim),
+        (Lease { counter: 2, ..claimed.clone() }, &claim),
+        (Lease { owner: Some("b".into()), ..claimed }, &claim),
+        (held("a").row().after(&renewal), &renewal),
+    ];
+    for (row, write) in others {
+        assert!(Tenure::taken(row.clone(), write, now).is_none(), "{row:?} after {write:?}");
+    }
+}
+
+#[test]
+fn a_lease_lives_by_the_heartbeat_that_its_last_claim_or_renewal_named() {
+    let a = WorkerId::from("a");
+    let [beat, other] = [1, 2].map(|number| Incarnation::new(&a, 7, number));
+    let tenure = held("a");
+    let renewal = tenure.renewal().living_by(beat.clone());
+    assert_eq!(renewal.heartbeat(), Some(&beat));
+    let row = tenure.row().after(&renewal);
+    assert_eq!(row.lives_by(), Some(&beat));
+    assert_eq!(row.after(&LeaseWrite::taking_away(&row, None)).lives_by(), None, "nobody holds it");
+    let again = tenure.row().after(&tenure.renewal());
+    assert_eq!(again.heartbeat, None, "a renewal that names none leaves what is there");
+    let mut living = held("a");
+    living.accept(&renewal, Instant::now());
+    assert_eq!(living.row().after(&living.renewal()).lives_by(), Some(&beat));
+    assert_eq!(row.after(&row.claim(&(&a).into())).lives_by(), None, "a claim ends it");
+
+    let claim = row.claim(&(&a).into()).living_by(beat);
+    for (write, before) in [(&renewal, tenure.row()), (&claim, &row)] {
+        let after = before.after(write);
+        assert!(write.took_effect_on(&after, &a), "{write:?}");
+        for heartbeat in [None, Some(other.clone())] {
+            assert!(!write.took_effect_on(&Lease { heartbeat, ..after.clone() }, &a), "{write:?}");
+        }
+    }
+    // A renewal that names none says nothing of it.
+    let plain = living.renewal();
+    let after = Lease { heartbeat: Some(other), ..living.row().after(&plain) };
+    assert!(plain.took_effect_on(&after, &a));
+}
+
+#[test]
+fn a_heartbeat_counts_only_for_its_own_worker_while_that_one_holds_the_lease() {
+    let beat = Incarnation::new(&"a".into(), 7, 1);
+    let row = Lease { heartbeat: Some(beat.clone()), ..held("a").row().clone() };
+    let of = |owner: Option<&str>, from: Option<&str>, left_at| {
+        let (owner, checkpoint_owner) = (owner.map(WorkerId::from), from.map(WorkerId::from));
+        Lease { owner, checkpoint_owner, left_at, ..row.clone() }.lives_by() == Some(&beat)
+    };
+    assert!(of(Some("a"), None, None) && of(Some("b"), Some("a"), None) && of(Some("a"), None, Some(0)));
+    assert!(!of(Some("b"), None, None) && !of(Some("a"), Some("b"), None) && !of(None, None, None));
+    assert!(!of(Some("a"), None, Some(row.counter)), "left");
+}
+
+#[test]
+fn a_lease_is_left_while_its_holder_has_not_written_since() {
+    let tenure = held("a");
+    let left = tenure.row().after(&tenure.leave(None).expect("no checkpoint"));
+    assert!(left.is_left() && !tenure.row().is_left());
+    assert!(!Lease { counter: left.counter + 1, ..left.clone() }.is_left());
+    assert!(!Lease { owner: None, ..left }.is_left());
+}
+
+#[test]
+fn rows_are_of_one_holding_if_one_worker_holds_them_by_one_claim() {
+    let row = held("a").row().clone();
+    let renewed = Lease { counter: 9, checkpoint: at(5), ..row.clone() };
+    let other_holder = Lease { owner: Some("b".into()), ..row.clone() };
+    let other_claim = Lease { hands_over: Some(claimant(2)), ..row.clone() };
+    let same = [&renewed, &other_holder, &other_claim].map(|other| row.is_of_holding(other));
+    assert_eq!(same, [true, false, false]);
+}
+
+#[test]
+fn every_write_notes_the_throughput_once_it_is_measured() {
+    let mut tenure = held("a");
+    assert_eq!(tenure.renewal().throughput_kbps(), None);
+    tenure.measured(12.5);
+    let write = tenure.checkpoint(at(5)).expect("forward");
+    assert_eq!(write.throughput_kbps(), Some(12.5));
+    tenure.accept(&write, Instant::now());
+    tenure.measured(f64::NAN);
+    assert_eq!(tenure.renewal().throughput_kbps(), None);
+    assert_eq!(tenure.row().after(&tenure.renewal()).throughput_kbps, Some(12.5), "what is known stays");
+}
+
+#[test]
+fn proof_of_a_holding_never_goes_back() {
+    let mut tenure = held("a");
+    let start = tenure.proven_at();
+    for (sent, proven) in
+        [(5, 5), (3, 5), (6, 6)].map(|(a, b)| (Duration::from_secs(a), Duration::from_secs(b)))
+    {
+        let renewal = tenure.renewal();
+        tenure.accept(&renewal, start + sent);
+        assert_eq!(tenure.proven_at(), start + proven);
+    }
+}
