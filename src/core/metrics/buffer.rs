@@ -246,13 +246,54 @@ mod tests {
     #[test]
     fn a_full_buffer_drops_the_oldest_series_and_counts_its_values() {
         let (mut buffer, origin) = (buffer(MetricsLevel::Summary, &[MetricsDimension::Shard]), origin());
-        let shards: Vec<ShardId> = (0..5).map(|n| format!("shard-{n}").into()).collect();
+        // Neither the first nor the last by name is the oldest.
+        let shards: Vec<ShardId> = [2, 0, 1, 3, 4].iter().map(|n| format!("shard-{n}").into()).collect();
         for shard in [&shards[..1], &shards[..]].concat() {
             buffer.add(&Sample::new(Metric::RecordsProcessed, 1.0, &origin).of_shard(&shard));
         }
         assert_eq!((buffer.take_dropped(), buffer.take_dropped()), (2, 0), "two values of the first shard");
-        let first = all(&mut buffer).swap_remove(0).0;
-        assert!(first.ends_with("shard-1"), "{first}");
+        let left = all(&mut buffer);
+        assert!(left.len() == 4 && left.iter().all(|(what, ..)| !what.ends_with("shard-2")), "{left:?}");
+    }
+
+    #[test]
+    fn values_that_are_given_up_are_counted_each() {
+        let (mut buffer, origin) = (buffer(MetricsLevel::Summary, &[]), origin());
+        for metric in [Metric::RecordsProcessed, Metric::RecordsProcessed, Metric::CurrentLeases] {
+            buffer.add(&Sample::new(metric, 1.0, &origin));
+        }
+        let data = buffer.take().concat();
+        buffer.drop_data(&data);
+        buffer.drop_data(&data[..1]);
+        assert_eq!(buffer.take_dropped(), 3 + data[0].statistics.count);
+    }
+
+    /// A datum without distinct values, or with that many.
+    fn datum(name: &str, values: usize) -> Datum {
+        let mut statistics = Statistics::of(0.0, values > 0);
+        (1..values).for_each(|value| statistics.merge(Statistics::of(value as f64, true)));
+        let key = Key { metric: Metric::RecordsProcessed, shard: Some(name.into()), worker: None };
+        Datum { key, statistics }
+    }
+
+    #[test]
+    fn a_datum_is_as_large_as_its_names_and_its_values() {
+        // RecordsProcessed of ProcessTask, and of the shard.
+        let names = 96 + 16 + (24 + 9 + 11) + (24 + 7 + 7);
+        assert_eq!(datum("shard-1", 0).bytes(), names + 100);
+        assert_eq!(datum("shard-1", 3).bytes(), names + 32 + 3 * 18);
+    }
+
+    #[test]
+    fn a_part_holds_as_many_data_and_as_many_bytes_as_a_call() {
+        let parts = |data: Vec<Datum>| pack(data).iter().map(Vec::len).collect::<Vec<_>>();
+        let small = |count| vec![datum("", 0); count];
+        assert_eq!(parts(small(MOST_DATA)), [MOST_DATA]);
+        assert_eq!(parts(small(MOST_DATA + 1)), [MOST_DATA, 1]);
+        let large = |bytes: usize| datum(&"x".repeat(bytes - datum("", 0).bytes()), 0);
+        let count = MOST_BYTES / 3000;
+        assert_eq!(parts(vec![large(3000); count]), [count]);
+        assert_eq!(parts([vec![large(3000); count - 1], vec![large(3001)]].concat()), [count - 1, 1]);
     }
 
     #[test]
@@ -269,13 +310,8 @@ mod tests {
         fn every_datum_is_in_one_part_and_every_part_within_the_limits(
             data in proptest::collection::vec((0..3000_usize, 0..60_usize), 0..2500)
         ) {
-            let data = data.into_iter().map(|(name, values)| {
-                let mut statistics = Statistics::of(0.0, true);
-                (1..values).for_each(|value| statistics.merge(Statistics::of(value as f64, true)));
-                let shard = Some("x".repeat(name).into());
-                Datum { key: Key { metric: Metric::RecordsProcessed, shard, worker: None }, statistics }
-            });
-            let data: Vec<Datum> = data.collect();
+            let data: Vec<Datum> =
+                data.into_iter().map(|(name, values)| datum(&"x".repeat(name), values)).collect();
             let parts = pack(data.clone());
             for part in &parts {
                 prop_assert!(part.len() <= MOST_DATA);

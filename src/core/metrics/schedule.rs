@@ -49,6 +49,32 @@ mod tests {
         assert!(seconds[3..57].iter().all(|count| *count >= 1), "{seconds:?}");
     }
 
+    #[test]
+    fn a_worker_keeps_its_moment_in_every_process_and_version() {
+        // FNV-1a, calculated apart from this code.
+        for (worker, millis) in [("a", 16_665), ("cart-worker-0", 32_735), ("größe", 33_385)] {
+            assert_eq!(phase(&worker.into()), Duration::from_millis(millis), "{worker}");
+        }
+    }
+
+    #[test]
+    fn the_next_moment_is_within_a_minute_and_one_just_met_is_not_met_twice() {
+        let seconds = Duration::from_secs;
+        for (date, again, expected) in [
+            (0, false, 20),
+            (20, false, 0),
+            (21, false, 59),
+            (70, false, 10),
+            (60 * 1_000_000 + 19, false, 1),
+            (20, true, 60),
+            (19, true, 61),
+            (50, true, 30),
+            (51, true, 89),
+        ] {
+            assert_eq!(wait(seconds(date), seconds(20), again), seconds(expected), "at {date}, {again}");
+        }
+    }
+
     proptest! {
         #[test]
         fn each_minute_is_met_once_whenever_the_timer_fires_within_a_second(

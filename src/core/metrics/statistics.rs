@@ -82,6 +82,14 @@ mod tests {
     }
 
     #[test]
+    fn as_many_distinct_values_are_kept_as_a_datum_may_carry() {
+        let distinct: Vec<f64> =
+            (10..100).chain((10..100).map(|tens| tens * 10)).take(151).map(f64::from).collect();
+        assert_eq!(of(&distinct[..150], true).values().expect("few").len(), 150);
+        assert!(of(&distinct, true).values().is_none());
+    }
+
+    #[test]
     fn counts_and_values_below_zero_keep_only_statistics() {
         assert!(of(&[1.0, 2.0], false).values().is_none());
         let mut mixed = Statistics::of(-1.0, true);

@@ -86,3 +86,13 @@ fn a_stream_is_named_the_same_whether_it_was_given_by_name_or_arn() {
         assert_eq!(&*Origin::new("app", stream, "me").stream, "cart");
     }
 }
+
+#[test]
+fn a_sample_says_of_which_shard_it_is_and_how_its_call_ended() {
+    let (origin, shard) = (Origin::new("app", "stream", "me"), ShardId::from("shardId-0"));
+    let sample = Sample::new(Metric::GetRecordsTime, 5.0, &origin);
+    assert_eq!((sample.shard, sample.outcome), (None, None));
+    let sample = sample.of_shard(&shard).with_outcome("ok");
+    assert_eq!((sample.shard, sample.outcome), (Some(&shard), Some("ok")));
+    assert_eq!((sample.metric, sample.value), (Metric::GetRecordsTime, 5.0));
+}
