@@ -268,6 +268,8 @@ mod tests {
         let target = Target::Timestamp { millis: 8_000 };
         let expected = ["move 1 AT_TIMESTAMP Some(8000)"];
         assert_eq!(planned(&rows, &["1"], &target).expect("a plan"), expected);
+        let now = planned(&rows, &["1"], &Target::Timestamp { millis: NOW });
+        assert_eq!(now.expect("a plan"), ["move 1 AT_TIMESTAMP Some(9000)"]);
         assert_eq!(planned(&rows, &[], &Target::Timestamp { millis: NOW + 1 }), Err(Refused::Future));
     }
 
@@ -275,7 +277,10 @@ mod tests {
     fn a_number_needs_one_shard_that_has_it() {
         let rows = [row("0", Checkpoint::ShardEnd, None)];
         let to = |number| Target::After(at(number));
-        assert_eq!(planned(&rows, &["0"], &to(150)).expect("a plan"), ["move 0 150 None"]);
+        for number in [100, 150, 199] {
+            let moved = planned(&rows, &["0"], &to(number)).expect("a plan");
+            assert_eq!(moved, [format!("move 0 {number} None")]);
+        }
         assert_eq!(planned(&rows, &[], &to(150)), Err(Refused::OneShard));
         for number in [99, 200] {
             let refused = planned(&rows, &["0"], &to(number)).expect_err("not of the shard").to_string();
@@ -285,15 +290,27 @@ mod tests {
     }
 
     #[test]
+    fn an_end_before_the_beginning_bounds_no_number() {
+        let after_101 = |last| {
+            let listed = [shard("0", &[], 100, Some(last))];
+            plan(&[], &listed, &["0".into()], &Target::After(at(101)), "arn:5", NOW).is_ok()
+        };
+        assert_eq!([99, 100, 101].map(after_101), [true, false, true]);
+    }
+
+    #[test]
     fn held_rows_and_children_that_run_ahead_are_known() {
-        let rows = [row("0", Checkpoint::At(at(110)), Some("a")), row("1", Checkpoint::At(at(230)), None)];
-        let changes =
-            plan(&rows, &split(), &["0".into()], &Target::TrimHorizon, "arn:5", NOW).expect("a plan");
-        assert_eq!(changes.iter().map(Change::is_held).collect::<Vec<_>>(), [true]);
-        assert_eq!(overtaken(&rows, &changes), [LeaseKey::from("1")]);
-        assert_eq!(
-            overtaken(&rows, &plan(&rows, &split(), &[], &Target::TrimHorizon, "", NOW).expect("a plan")),
-            []
-        );
+        let rows = [
+            row("0", Checkpoint::At(at(110)), Some("a")),
+            row("1", Checkpoint::At(at(230)), None),
+            // Has not begun.
+            row("2", Checkpoint::TrimHorizon, None),
+        ];
+        let reset = |chosen: &[ShardId]| {
+            let changes = plan(&rows, &split(), chosen, &Target::TrimHorizon, "arn:5", NOW).expect("a plan");
+            (changes.iter().map(Change::is_held).collect::<Vec<_>>(), overtaken(&rows, &changes))
+        };
+        assert_eq!(reset(&["0".into()]), (vec![true], vec!["1".into()]));
+        assert_eq!(reset(&[]), (vec![true, false, false], vec![]));
     }
 }
