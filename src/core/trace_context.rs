@@ -88,7 +88,7 @@ impl TraceContext {
         let priority: i64 =
             text("x-datadog-sampling-priority").and_then(|text| text.parse().ok()).unwrap_or(1);
         Self {
-            trace_id: upper << 64 | u128::from(lower),
+            trace_id: (upper << 64) + u128::from(lower),
             span_id: text("x-datadog-parent-id")?.parse().ok()?,
             flags: u8::from(priority > 0),
             state: None,
@@ -161,8 +161,12 @@ mod tests {
         let context = TraceContext::from_w3c(PARENT, Some("vendor=1")).expect("valid");
         assert_eq!(context.trace_id(), 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736);
         assert_eq!((context.span_id(), context.is_sampled()), (0x00f0_67aa_0ba9_02b7, true));
-        assert_eq!(context.traceparent(), PARENT);
+        assert_eq!((context.traceparent(), format!("{context:?}")), (PARENT.to_owned(), PARENT.to_owned()));
         assert_eq!(context.tracestate(), Some("vendor=1"));
+        assert_eq!(TraceContext::from_w3c(PARENT, Some("")).expect("valid").tracestate(), None);
+        let random = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-03";
+        let context = TraceContext::from_w3c(random, None).expect("valid");
+        assert_eq!((context.flags(), context.is_sampled()), (3, true));
     }
 
     #[test]
@@ -209,6 +213,8 @@ mod tests {
         let dropped = r#"{"_datadog":{"x-datadog-trace-id":7,"x-datadog-parent-id":9,"x-datadog-sampling-priority":-1}}"#;
         let expected = "00-00000000000000000000000000000007-0000000000000009-00";
         assert_eq!(told(dropped).as_deref(), Some(expected));
+        let unsampled = dropped.replace("-1", "0");
+        assert_eq!(told(&unsampled).as_deref(), Some(expected), "0 is the tracer's wish to drop it");
         let inside = format!(r#"{{"_datadog":{{"traceparent":"{PARENT}","x-datadog-trace-id":"7"}}}}"#);
         assert_eq!(told(&inside).as_deref(), Some(PARENT));
         let both = format!(
