@@ -178,6 +178,8 @@ mod tests {
         let at = |n: u64| Position::at(n.to_string().parse().expect("digits"));
         assert_eq!(all.after(&at(8)).map(numbers), Some(vec!["9".into(), "10".into(), "12".into()]));
         assert_eq!(all.after(&at(11)).map(numbers), Some(vec!["12".into()]));
+        let whole = all.after(&at(8)).expect("all of it");
+        assert_eq!(whole.records().as_ptr(), all.records().as_ptr(), "nothing is copied for nothing");
         assert!(all.after(&at(12)).is_none());
     }
 

@@ -71,6 +71,15 @@ mod tests {
     }
 
     #[test]
+    fn a_sample_shorter_than_a_second_waits_until_it_is_one() {
+        let start = Instant::now();
+        let mut meter = Meter::new(None, start);
+        meter.add(1024);
+        assert_eq!(meter.read(start + SECOND - Duration::from_millis(1)), 0.0);
+        assert_eq!(meter.read(start + SECOND), 1.0);
+    }
+
+    #[test]
     fn the_average_follows_a_steady_rate_and_forgets_an_old_one_within_minutes() {
         let start = Instant::now();
         let mut meter = Meter::new(None, start);
