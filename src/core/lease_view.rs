@@ -308,6 +308,80 @@ mod tests {
     }
 
     #[test]
+    fn only_of_a_held_lease_is_an_older_counter_doubtful() {
+        let (start, mut view) = (Instant::now(), LeaseView::default());
+        for (seen, next, doubtful) in [
+            (row(Some("a"), 8), row(Some("a"), 8), false),
+            (row(Some("a"), 8), row(None, 7), true),
+            (row(None, 8), row(Some("a"), 7), false),
+        ] {
+            view.observe(vec![], start);
+            view.observe(vec![seen.clone()], start);
+            assert_eq!(view.observe(vec![next.clone()], start).len(), usize::from(doubtful), "{next:?}");
+            assert_eq!(view.leases().next(), Some(if doubtful { &seen } else { &next }));
+        }
+    }
+
+    #[test]
+    fn another_holder_or_another_claim_is_a_sign_of_life_whatever_the_counter() {
+        let start = Instant::now();
+        for next in [row(Some("b"), 7), Lease { hands_over: Some("a".into()), ..row(Some("a"), 7) }] {
+            let mut view = LeaseView::default();
+            view.observe(vec![row(Some("a"), 7)], start);
+            view.observe(vec![next.clone()], start + FAILOVER / 2);
+            assert!(matches!(standing(&view, start + FAILOVER), Standing::Held { .. }), "{next:?}");
+        }
+    }
+
+    #[test]
+    fn a_holder_is_alive_until_it_leaves_or_has_been_silent_for_failover_time() {
+        let (start, mut view) = (Instant::now(), LeaseView::default());
+        let alive = |view: &LeaseView, after: Duration| {
+            view.is_alive(view.rows().next().expect("one row"), FAILOVER, start + after)
+        };
+        view.observe(vec![row(Some("a"), 7)], start);
+        assert!(alive(&view, FAILOVER - Duration::from_nanos(1)) && !alive(&view, FAILOVER));
+        view.observe(vec![Lease { left_at: Some(8), ..row(Some("a"), 8) }], start);
+        assert!(!alive(&view, Duration::ZERO));
+        // Of a heartbeat silence proves nothing before it is confirmed.
+        let mut view = LeaseView::default();
+        look(&mut view, by_heartbeat(1), start);
+        assert!(alive(&view, FAILOVER * 2));
+    }
+
+    #[test]
+    fn who_held_a_lease_is_remembered_while_nobody_does() {
+        let (start, mut view, key) = (Instant::now(), LeaseView::default(), row(None, 0).key);
+        assert_eq!(view.last_holder(&key), None);
+        view.observe(vec![row(Some("a"), 7)], start);
+        view.observe(vec![row(None, 8)], start);
+        assert_eq!(view.last_holder(&key), Some(&"a".into()));
+        view.note(row(None, 9), start);
+        assert_eq!(view.last_holder(&key), Some(&"a".into()));
+        view.note(row(Some("b"), 10), start);
+        view.observe(vec![row(None, 11)], start);
+        assert_eq!(view.last_holder(&key), Some(&"b".into()));
+    }
+
+    #[test]
+    fn a_request_is_as_old_as_the_first_look_that_showed_it() {
+        let (start, mut view) = (Instant::now(), LeaseView::default());
+        let asked_by = |worker: &str, counter| Lease {
+            checkpoint_owner: Some("a".into()),
+            ..row(Some(worker), counter)
+        };
+        let mut since = |lease, after: u32| {
+            view.observe(vec![lease], start + FAILOVER * after);
+            view.rows().next().expect("one row").asked_since().map(|since| since - start)
+        };
+        assert_eq!(since(row(Some("a"), 1), 0), None);
+        assert_eq!(since(asked_by("b", 1), 1), Some(FAILOVER));
+        assert_eq!(since(asked_by("b", 2), 2), Some(FAILOVER), "the holder goes on renewing");
+        assert_eq!(since(asked_by("c", 3), 3), Some(FAILOVER * 3));
+        assert_eq!(since(row(Some("c"), 4), 4), None);
+    }
+
+    #[test]
     fn a_row_that_was_made_anew_is_seen_anew() {
         let (start, mut view) = (Instant::now(), LeaseView::default());
         view.observe(vec![row(Some("a"), 8)], start);

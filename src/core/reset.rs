@@ -232,6 +232,20 @@ mod tests {
     }
 
     #[test]
+    fn a_row_that_a_reset_makes_says_of_which_shard_and_stream_it_is_and_that_it_was_reset() {
+        let made = plan(&[], &split(), &["1".into()], &Target::Latest, "arn:5", NOW).expect("a plan");
+        let expected = Lease {
+            parents: ["0".into()].into(),
+            hash_range: Some(HashKeyRange::ALL),
+            start_millis: Some(NOW),
+            reset_millis: Some(NOW),
+            stream: Some("arn:5".into()),
+            ..Lease::new(&"1".into(), Checkpoint::Latest)
+        };
+        assert_eq!(made, [Change::Create(Box::new(expected))]);
+    }
+
+    #[test]
     fn at_every_step_of_a_reset_no_child_can_be_claimed_before_its_parent_has_ended() {
         let mut rows =
             vec![row("1", Checkpoint::At(at(230)), Some("a")), row("2", Checkpoint::TrimHorizon, None)];
