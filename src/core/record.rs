@@ -200,6 +200,22 @@ mod tests {
     }
 
     #[test]
+    fn a_record_shows_what_kinesis_said_and_so_do_its_parts() {
+        let at = Position::at("7".parse().expect("digits"));
+        let arrived = SystemTime::UNIX_EPOCH + Duration::from_millis(1234);
+        let whole = Record::new("shardId-0".into(), at.clone(), "key", arrived, "payload");
+        let part = whole.part(3, "inner".into(), "part".into());
+        let shown = |record: &Record| {
+            let place = (record.shard().clone(), record.position().clone(), record.arrived_at());
+            (record.partition_key().to_owned(), record.data().clone(), place)
+        };
+        let shard = ShardId::from("shardId-0");
+        assert_eq!(shown(&whole), ("key".into(), "payload".into(), (shard.clone(), at.clone(), arrived)));
+        let inner = Position { sub: 3, ..at };
+        assert_eq!(shown(&part), ("inner".into(), "part".into(), (shard, inner, arrived)));
+    }
+
+    #[test]
     fn a_detached_payload_is_the_same_and_lets_go_of_the_page() {
         let page = Bytes::from(vec![7; 100]);
         let at = Position::at("1".parse().expect("digits"));

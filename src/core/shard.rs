@@ -224,6 +224,21 @@ mod tests {
     }
 
     #[test]
+    fn a_shard_is_open_until_it_has_an_end_and_a_child_knows_its_range_and_parents() {
+        let open = Shard {
+            id: "shardId-1".into(),
+            parents: ["shardId-0".into()].into(),
+            hash_range: HashKeyRange { start: 5, end: 9 },
+            starting_sequence: number("1"),
+            ending_sequence: None,
+        };
+        let closed = Shard { ending_sequence: Some(number("2")), ..open.clone() };
+        assert_eq!([open.is_open(), closed.is_open()], [true, false]);
+        let child = ChildShard::from(&open);
+        assert_eq!((child.id, child.parents, child.hash_range), (open.id, open.parents, open.hash_range));
+    }
+
+    #[test]
     fn what_is_not_all_digits_is_refused() {
         for text in ["", "-1", "+1", "1.0", "12a", "TRIM_HORIZON", " 1", "١", &"9".repeat(130)] {
             assert!(text.parse::<SequenceNumber>().is_err(), "{text:?}");
