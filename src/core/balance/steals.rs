@@ -38,7 +38,8 @@ pub(super) fn by_count(
     rng: &mut impl Rng,
 ) -> Vec<Claim> {
     let mut claims = Vec::new();
-    if thief.count >= share || thief.most == 0 {
+    let wanted = thief.most.min(share.saturating_sub(thief.count));
+    if wanted == 0 {
         return claims;
     }
     // By load, so that the busiest is found without a walk over all workers for each lease.
@@ -48,7 +49,7 @@ pub(super) fn by_count(
         victims.entry(load.count).or_default().push((from, load.movable));
     }
     victims.values_mut().for_each(|victims| victims.shuffle(rng));
-    while claims.len() < thief.most && thief.count < share {
+    while claims.len() < wanted {
         let Some(mut busiest) = victims.last_entry() else { break };
         let load = *busiest.key();
         if load < thief.count + 2 || load <= floor {
