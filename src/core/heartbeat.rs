@@ -321,6 +321,18 @@ mod tests {
         assert_eq!((suspects(&beats, start), suspects(&beats, start + FAILOVER)), (0, 1));
     }
 
+    #[cfg(feature = "cli")]
+    #[test]
+    fn a_row_beats_until_it_has_stood_still_for_failover_time_and_one_that_is_missing_does_not() {
+        let (start, mut beats) = (Instant::now(), Heartbeats::default());
+        look(&mut beats, Some(7), start);
+        let beating = |beats: &Heartbeats, now| beats.beating(FAILOVER, now).count();
+        let end = start + FAILOVER;
+        assert_eq!([end - Duration::from_nanos(1), end].map(|now| beating(&beats, now)), [1, 0]);
+        look(&mut beats, None, end);
+        assert_eq!(beating(&beats, end), 0);
+    }
+
     #[test]
     fn a_row_is_forgotten_only_when_it_stands_still_and_no_lease_lives_by_it() {
         let (start, mut beats) = (Instant::now(), Heartbeats::default());
