@@ -58,7 +58,7 @@ pub(super) async fn keep(link: &ShardLink, config: &Config, rng: &mut impl Rng) 
         }
         let result = match link.unwritten() {
             Some(_) => link.flush().await,
-            None => link.held.renew().await,
+            None => link.renew().await,
         };
         match result {
             Ok(()) => {

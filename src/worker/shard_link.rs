@@ -356,6 +356,20 @@ impl ShardLink {
         self.meter.checkpointed(delivered.is_none_or(|last| progress.stored.position() >= Some(last)));
     }
 
+    /// The row was written without a checkpoint. The next one waits as it does after any other write: it can
+    /// then take the place of the next renewal.
+    fn renewed(&self) {
+        let mut progress = self.progress();
+        progress.write_after = progress.write_after.max(clock::now() + self.terms.checkpoint_interval);
+    }
+
+    /// Renews the lease.
+    pub(super) async fn renew(&self) -> Result<(), WriteError> {
+        self.held.renew().await?;
+        self.renewed();
+        Ok(())
+    }
+
     /// Writes the watermark, once, if it is ahead of the row.
     pub(super) async fn flush(&self) -> Result<(), WriteError> {
         let Some(to) = self.unwritten() else { return Ok(()) };
@@ -381,7 +395,9 @@ impl ShardLink {
     pub(super) async fn prepare(&self, at: &Position, state: bytes::Bytes) -> Result<(), CheckpointError> {
         self.check_range(at)?;
         let to = Checkpoint::At(at.clone());
-        self.persist(|tenure| tenure.prepare(to.clone(), Some(state.clone()))).await
+        self.persist(|tenure| tenure.prepare(to.clone(), Some(state.clone()))).await?;
+        self.renewed();
+        Ok(())
     }
 
     /// Puts a prepared checkpoint into force, also when it is the one in force already.

@@ -13,7 +13,7 @@ use std::{
 
 use async_trait::async_trait;
 use kinesis_consumer::{
-    Batch, Config, Failure, HandOff, Incarnation, InitialPosition, Lease, LeaseKey, LeaseWrite,
+    Batch, Config, Failure, HandOff, Heartbeat, Incarnation, InitialPosition, Lease, LeaseKey, LeaseWrite,
     RecordProcessor, ShardContext, ShardStart, Verdict, Worker, WorkerRow,
     io::{
         LeaseError, LeaseStore, Rows,
@@ -98,7 +98,7 @@ impl RecordProcessor for Done {
 }
 
 /// Calls a minute of a settled fleet, over ten minutes of a paused clock: writes and looks.
-fn counted(shards: usize, workers: usize, busy: bool, failover_time: Duration) -> (f64, f64) {
+fn counted(shards: usize, workers: usize, batches: f64, settings: &Config) -> (f64, f64) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     runtime.expect("a runtime").block_on(async {
         let (stream, table) = (MemoryStream::new("stream", shards), MemoryLeaseStore::new());
@@ -108,8 +108,7 @@ fn counted(shards: usize, workers: usize, busy: bool, failover_time: Duration) -
             let config = Config {
                 worker_id: Some(format!("worker-{n}")),
                 initial_position: InitialPosition::TrimHorizon,
-                failover_time,
-                ..Config::default()
+                ..settings.clone()
             };
             let worker = Worker::builder("app", "stream")
                 .source(Arc::new(stream.clone()))
@@ -120,25 +119,22 @@ fn counted(shards: usize, workers: usize, busy: bool, failover_time: Duration) -
                 .expect("valid");
             fleet.spawn(worker.run());
         }
-        let second = async || {
-            if busy {
-                stream
-                    .open_shards()
-                    .iter()
-                    .for_each(|shard| drop(stream.put_to(shard.hash_range.start, "k", "x")));
+        let go_on = async |time: Duration| {
+            let end = tokio::time::Instant::now() + time;
+            while batches > 0.0 && tokio::time::Instant::now() < end {
+                for shard in stream.open_shards() {
+                    stream.put_to(shard.hash_range.start, "k", "x");
+                }
+                tokio::time::sleep(Duration::from_secs_f64(1.0 / batches)).await;
             }
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            tokio::time::sleep_until(end).await;
         };
-        for _ in 0..60 {
-            second().await;
-        }
+        go_on(Duration::from_secs(60)).await;
         let owners: BTreeSet<_> = table.rows().into_iter().map(|row| row.owner).collect();
         assert_eq!(owners.len(), workers, "the fleet has settled");
         let count = || (calls.updates.load(Relaxed), calls.scans.load(Relaxed));
         let before = count();
-        for _ in 0..600 {
-            second().await;
-        }
+        go_on(Duration::from_secs(600)).await;
         let after = count();
         ((after.0 - before.0) as f64 / 10.0, (after.1 - before.1) as f64 / 10.0)
     })
@@ -146,28 +142,43 @@ fn counted(shards: usize, workers: usize, busy: bool, failover_time: Duration) -
 
 #[test]
 fn the_predicted_calls_are_within_a_tenth_of_those_counted() {
-    for (shards, workers, batches, failover) in
-        [(16, 1, 0, 10), (16, 1, 1, 10), (64, 4, 1, 10), (400, 3, 0, 10), (8, 2, 1, 20)]
-    {
+    let (lease, worker) = (Heartbeat::Lease, Heartbeat::Worker);
+    for (shards, workers, batches, failover, heartbeat) in [
+        (16, 1, 0.0, 10, lease),
+        (16, 1, 1.0, 10, lease),
+        (16, 1, 0.19, 10, lease),
+        (16, 1, 0.1, 10, lease),
+        (16, 1, 0.05, 10, lease),
+        (64, 4, 1.0, 10, lease),
+        (400, 3, 0.0, 10, lease),
+        (8, 2, 1.0, 20, lease),
+        (8, 2, 1.0 / 12.0, 20, lease),
+        (64, 4, 0.0, 10, worker),
+        (16, 2, 0.1, 10, worker),
+        (16, 2, 1.0, 10, worker),
+    ] {
         let arguments = format!(
             "cost -o json --shards {shards} --workers {workers} --batches {batches} --failover-time {failover}s"
         );
         let ran = Command::new(BINARY).args(arguments.split(' ')).output().expect("it runs");
         let predicted: Value = serde_json::from_slice(&ran.stdout).expect("JSON");
-        let lines = predicted["fleets"][0]["lines"].as_array().expect("lines").clone();
+        let lines =
+            predicted["fleets"][usize::from(heartbeat == worker)]["lines"].as_array().expect("lines").clone();
         let calls = |call: &str| -> f64 {
             let lines = lines.iter().filter(|line| line["call"] == call);
             lines.map(|line| line["calls_a_minute"].as_f64().expect("a number")).sum()
         };
-        let (writes, looks) = counted(shards, workers, batches == 1, Duration::from_secs(failover));
+        let failover_time = Duration::from_secs(failover);
+        let settings = Config { failover_time, heartbeat, ..Config::default() };
+        let (writes, looks) = counted(shards, workers, batches, &settings);
         println!(
-            "{arguments}: {writes:.1} writes (predicted {:.1}), {looks:.1} looks ({:.1})",
+            "{arguments} {heartbeat:?}: {writes:.1} writes (predicted {:.1}), {looks:.1} looks ({:.1})",
             calls("UpdateItem"),
             calls("Scan")
         );
         for (counted, predicted) in [(writes, calls("UpdateItem")), (looks, calls("Scan"))] {
             let off = (predicted - counted).abs() / counted;
-            assert!(off <= 0.1, "{arguments}: {counted} counted, {predicted} predicted");
+            assert!(off <= 0.1, "{arguments} {heartbeat:?}: {counted} counted, {predicted} predicted");
         }
     }
 }
