@@ -126,7 +126,9 @@ impl RecordSource for KinesisSource {
         let summary = output.stream_description_summary;
         let summary = summary.ok_or_else(|| unavailable(DESCRIBE, "the answer has no summary"))?;
         let created_at = system_time(&summary.stream_creation_timestamp);
-        Ok(StreamDescription { arn: summary.stream_arn, created_at })
+        let hours = u64::try_from(summary.retention_period_hours).ok();
+        let retention = hours.filter(|hours| *hours > 0).map(|hours| Duration::from_secs(3600 * hours));
+        Ok(StreamDescription { arn: summary.stream_arn, created_at, retention })
     }
 
     async fn list_shards(&self, filter: ShardFilter) -> Result<Vec<Shard>, SourceError> {

@@ -196,6 +196,8 @@ pub struct StreamDescription {
     pub arn: String,
     /// When it was made.
     pub created_at: SystemTime,
+    /// How long it keeps records; none if that is not known.
+    pub retention: Option<Duration>,
 }
 
 impl StreamDescription {

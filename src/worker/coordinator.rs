@@ -3,6 +3,7 @@
 
 mod claims;
 mod heartbeats;
+mod retention;
 mod strangers;
 mod upkeep;
 
@@ -92,6 +93,10 @@ pub(super) struct Parts {
 pub(super) struct Coordinator {
     parts: Parts,
     identity: Arc<str>,
+    /// How long the stream keeps records, if that is known.
+    retention: Option<Duration>,
+    /// Shards whose processing is so far behind that it was told, and whether records are gone.
+    overdue: BTreeMap<LeaseKey, bool>,
     begin: Begin,
     view: LeaseView,
     holes: HoleWatch,
@@ -160,6 +165,8 @@ impl Coordinator {
         let retry = (parts.config.look_interval() / 2, parts.config.longest_look_interval());
         let mut coordinator = Self {
             identity: found.identity,
+            retention: found.retention,
+            overdue: BTreeMap::new(),
             begin,
             view,
             holes: HoleWatch::new(LOOKS_BEFORE_REPAIR),
@@ -276,6 +283,7 @@ impl Coordinator {
 
     async fn act(&mut self, stop: &CancellationToken) -> Result<Instant, WorkerError> {
         self.show_rows();
+        self.watch_retention().await;
         self.look_for_strangers()?;
         self.repair(stop).await?;
         self.disown().await;
@@ -384,6 +392,9 @@ impl Coordinator {
     /// Takes note of the end of a shard's task. True if the worker is to stop.
     fn on_exit(&mut self, key: LeaseKey, exit: Result<Exit, JoinError>) -> bool {
         let link = self.links.remove(&key);
+        if link.as_ref().is_some_and(|link| link.take_gap()) {
+            self.outlived(key.clone());
+        }
         self.parts.vitals.let_go(&key);
         if let Some(link) = &link {
             link.meter.end();

@@ -1,5 +1,7 @@
 //! What happens to a worker, for those who want to know: lossy, bounded, and never in the way.
 
+use std::time::Duration;
+
 use tokio::sync::broadcast;
 
 use crate::{
@@ -20,6 +22,23 @@ pub enum Event {
         shard: ShardId,
         /// Why it was claimed.
         reason: Reason,
+    },
+    /// The oldest record of a shard that is not processed will soon be older than the stream keeps records: more
+    /// than four fifths of that time. Comes again only after the shard has caught up by half.
+    RetentionNear {
+        /// The shard.
+        shard: ShardId,
+        /// How far its processing is behind.
+        behind: Duration,
+        /// How long the stream keeps records.
+        retention: Duration,
+    },
+    /// Records of a shard have left the stream before they were processed, as far as can be told: its
+    /// processing is further behind than the stream keeps records, or the record that the checkpoint stands at
+    /// was not there any more.
+    RetentionPassed {
+        /// The shard.
+        shard: ShardId,
     },
     /// A lease is gone.
     LeaseLost {

@@ -102,6 +102,9 @@ pub struct Report {
     pub kept: Vec<ShardId>,
     /// Shards whose lease was lost.
     pub lost: Vec<ShardId>,
+    /// Shards whose records left the stream before they were processed:
+    /// [`Event::RetentionPassed`], once for each.
+    pub outlived: Vec<ShardId>,
 }
 
 impl Worker {

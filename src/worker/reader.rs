@@ -106,6 +106,8 @@ impl<R: Rng> Reader<R> {
         let mut faults = self.link.fault_logs.reads.row();
         let mut aggregates = self.link.fault_logs.aggregates.row();
         let mut expected_bytes = 64 * 1024;
+        // The last page ended at the tip of the shard.
+        let mut at_tip = false;
         let mut refusals = 0;
         let mut limit = self.config.max_records;
         loop {
@@ -145,6 +147,9 @@ impl<R: Rng> Reader<R> {
                         SourceError::NoShard(_) => {
                             warn!(shard = %self.link.shard, after = ?place.through, "the shard has left the stream; \
                                 what was not read of it is gone");
+                            if !at_tip {
+                                self.link.set_gap();
+                            }
                             let children = self.find_children().await;
                             let other_parents = self.find_other_parents(&children).await;
                             self.link.set_reader(Doing::Idle);
@@ -183,11 +188,24 @@ impl<R: Rng> Reader<R> {
             expected_bytes = (2 * bytes).clamp(64 * 1024, 10 << 20);
 
             let (next, children, behind) = (page.next, page.children, page.behind);
+            if let (StartFrom::At(at), Some(first)) = (&place.from, page.records.first())
+                && first.position().sequence > *at
+                && !at_tip
+            {
+                self.link.set_gap();
+            }
+            // A shard at rest for long has nothing left of what was processed, and nothing that was not.
+            at_tip = behind.is_zero();
             if let Some(last) = page.records.last() {
                 place.from = StartFrom::After(last.position().sequence.clone());
             }
+            // How old the oldest of them is, however near its end the page is to the tip.
+            let age = page.records.first().map_or(behind, |first| {
+                clock::wall().duration_since(first.arrived_at()).unwrap_or_default().max(behind)
+            });
             let records = self.expand(page.records, &mut place.through, &mut aggregates);
             self.link.meter.read(behind, !records.is_empty());
+            self.link.on_read(age, !records.is_empty());
             let ended = next.is_none();
             iterator = next;
             if records.is_empty() {

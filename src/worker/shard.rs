@@ -53,6 +53,8 @@ pub struct Shard {
     start: ShardStart,
     /// The budget of the batch in the user's hands.
     in_hand: Option<OwnedSemaphorePermit>,
+    /// A batch was given out, and the next event not asked for yet.
+    working: bool,
     end: Option<End>,
     drain_given: bool,
     /// Nothing more is handed out: a batch was left unfinished for a drain.
@@ -80,7 +82,16 @@ impl Shard {
         });
         let from = row.checkpoint.position().cloned();
         let start = ShardStart { shard: link.shard.clone(), from, pending };
-        Self { link, fetched, start, in_hand: None, end: None, drain_given: false, cut_short: false }
+        Self {
+            link,
+            fetched,
+            start,
+            in_hand: None,
+            working: false,
+            end: None,
+            drain_given: false,
+            cut_short: false,
+        }
     }
 
     /// The shard.
@@ -108,6 +119,9 @@ impl Shard {
     /// over, or goes on elsewhere until its records are acknowledged.
     pub async fn next(&mut self) -> ShardEvent {
         self.in_hand = None;
+        if std::mem::take(&mut self.working) {
+            self.link.on_done();
+        }
         self.link.meter.done();
         // Records that are acknowledged later are work too: without progress they stall.
         self.link.set_busy(self.link.unfinished() > 0);
@@ -143,6 +157,7 @@ impl Shard {
                     }
                     Some(Fetched::Batch(batch, permit)) => {
                         self.in_hand = permit;
+                        self.working = true;
                         self.link.deliver(&batch);
                         if let Some(tracer) = &self.link.tracer {
                             tracer.polled(&batch);

@@ -20,6 +20,7 @@ use crate::{
     clock,
     core::{
         health::{Doing, ShardSigns},
+        lag::Lag,
         lease::{Checkpoint, CheckpointGoesBack, Lease, LeaseWrite, Tenure},
         record::Batch,
         shard::{Position, ShardId},
@@ -59,6 +60,9 @@ pub(super) struct ShardLink {
     /// Rings when the user's side has nothing to do: reading then needs no memory budget.
     pub(super) hungry: Notify,
     is_hungry: AtomicBool,
+    lag: Mutex<Lag>,
+    /// The record that the checkpoint stands at was not there any more.
+    has_gap: AtomicBool,
     /// The deadline of a drain, once one is asked for.
     drain_until: OnceLock<Instant>,
     /// Until when that drain waits for the last read.
@@ -143,6 +147,8 @@ impl ShardLink {
             settled: Notify::new(),
             hungry: Notify::new(),
             is_hungry: AtomicBool::new(true),
+            lag: Mutex::new(Lag::new(clock::now())),
+            has_gap: AtomicBool::new(false),
             drain_until: OnceLock::new(),
             read_until: OnceLock::new(),
             drain_asked: CancellationToken::new(),
@@ -290,6 +296,35 @@ impl ShardLink {
     /// What the shard brings, in KiB/s.
     pub(super) fn throughput_kbps(&self) -> f64 {
         self.progress().meter.read(clock::now())
+    }
+
+    fn lag(&self) -> MutexGuard<'_, Lag> {
+        // Plain data: a panic elsewhere leaves it whole.
+        self.lag.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A read was answered; the oldest of its records, if it brought any, is that old.
+    pub(super) fn on_read(&self, age: Duration, records: bool) {
+        self.lag().on_read(age, records, clock::now());
+    }
+
+    /// The user's side is done with the oldest batch, or goes on with it elsewhere.
+    pub(super) fn on_done(&self) {
+        self.lag().on_done();
+    }
+
+    /// How old the oldest record is that is not processed.
+    pub(super) fn behind(&self) -> Duration {
+        self.lag().at(clock::now())
+    }
+
+    pub(super) fn set_gap(&self) {
+        self.has_gap.store(true, Ordering::Release);
+    }
+
+    /// Whether a gap was found since this was last asked.
+    pub(super) fn take_gap(&self) -> bool {
+        self.has_gap.swap(false, Ordering::AcqRel)
     }
 
     fn acknowledge(&self, with: impl FnOnce(&mut Watermark)) {

@@ -33,6 +33,8 @@ pub(super) struct Found {
     pub(super) identity: Arc<str>,
     /// The table as it is.
     pub(super) rows: Rows,
+    /// How long the stream keeps records, if that is known.
+    pub(super) retention: Option<Duration>,
     /// All shards of the stream.
     pub(super) listed: Vec<Shard>,
 }
@@ -69,7 +71,7 @@ pub(super) async fn check(
     if let Some(why) = audit::belongs_elsewhere(&rows.leases, &listed, &identity) {
         return Err(WorkerError::WrongTable { table: table.into(), why });
     }
-    Ok(Found { identity, rows, listed })
+    Ok(Found { identity, rows, retention: stream.retention, listed })
 }
 
 /// Tries every call that the work needs, in a way that changes nothing, so that a refused permission is

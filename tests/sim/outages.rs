@@ -1,6 +1,7 @@
-//! F24: the stream and the metrics are away together, and nothing else is.
+//! F24: the stream and the metrics are away together, and nothing else is. F31: records leave the stream before they
+//! are processed.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use kinesis_consumer::{
@@ -10,6 +11,7 @@ use kinesis_consumer::{
 
 use super::{
     fleet::{Setup, World},
+    processor::Temper,
     scenarios::{SECOND, is_clean, owned, reads_everything},
 };
 
@@ -67,4 +69,37 @@ async fn half_an_hour_without_the_stream_and_the_metrics_moves_no_lease_and_ends
     reads_everything(&mut world, 10 * SECOND).await;
     world.advance(5 * SECOND).await;
     is_clean(&world);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_poisoned_shard_is_told_of_before_and_when_retention_overtakes_it_whoever_holds_it() {
+    const KEPT: Duration = Duration::from_secs(600);
+    let mut world = World::new(Setup::new(31, 4));
+    let _kept = world.stream.clone().with_retention(KEPT);
+    world.setup.temper = Temper { poison: Some(2), ..Temper::default() };
+    world.start("a");
+    world.start("b");
+    world.put(60);
+    let start = world.observer.trace().lines.last().map_or(0, |line| line.at);
+    // When it was first told, and by whom.
+    let told = |world: &World, what: &str| {
+        let trace = world.observer.trace();
+        let line = trace.lines.iter().find(|line| line.what.starts_with(what))?;
+        assert!(line.what.contains("shardId-000000000002"), "{}", line.what);
+        Some(line.at - start)
+    };
+    for round in 0..70 {
+        world.put(4);
+        world.advance(10 * SECOND).await;
+        if round == 20 {
+            let holder =
+                usize::from(world.table.rows()[2].holder().is_some_and(|holder| holder.as_str() == "b"));
+            world.crash(holder).await;
+        }
+    }
+    is_clean(&world);
+    let near = told(&world, "RetentionNear").expect("told before");
+    let passed = told(&world, "RetentionPassed").expect("told when it happened");
+    assert!((480_000..500_000).contains(&near), "{near}");
+    assert!((600_000..620_000).contains(&passed), "{passed}");
 }

@@ -14,6 +14,7 @@ mod moves;
 mod operator;
 mod reading;
 mod rejoin;
+mod retention;
 mod shard_end;
 mod shard_order;
 mod signals;

@@ -228,7 +228,8 @@ impl RecordSource for MemoryStream {
     async fn describe(&self) -> Result<StreamDescription, SourceError> {
         self.step(|model, _| {
             model.is_there().map_err(|refusal| source_error(refusal, "describe the stream"))?;
-            Ok(StreamDescription { arn: model.arn(), created_at: numbers::time(model.created) })
+            let (created_at, retention) = (numbers::time(model.created), Some(model.retention));
+            Ok(StreamDescription { arn: model.arn(), created_at, retention })
         })
     }
 
