@@ -106,6 +106,9 @@ pub struct Config {
     pub retry_delay_max: Duration,
     /// How long the work on one batch may go without any progress (an acknowledgement, a return, a
     /// retry) before its lease is given up, so that another worker can try. Default 10 minutes.
+    ///
+    /// The same holds for the oldest of the records that are to be acknowledged later: if the acknowledgement of
+    /// one is lost, those of others do not hide it.
     #[serde(with = "humantime_serde")]
     pub stall_timeout: Duration,
     /// How long a worker that stops, or hands a lease over to another, waits for work in hand. Default 20 s:
@@ -120,8 +123,8 @@ pub struct Config {
     /// or five times `idle_time_between_reads` if that is longer; at least 1 s.
     ///
     /// Only work counts: waits for records, for retries, for throttles and for AWS do not. If your code
-    /// may need longer for one record, let it call [`ShardContext::progress`](crate::ShardContext::progress),
-    /// or allow more; closures get a context by
+    /// may need longer for one record, or acknowledges many together once in a while, let it call
+    /// [`ShardContext::progress`](crate::ShardContext::progress), or allow more; closures get a context by
     /// [`each_with_context`](crate::WorkerBuilder::each_with_context).
     #[serde(with = "humantime_serde")]
     pub health_max_age: Option<Duration>,

@@ -18,6 +18,7 @@ pub(crate) mod lease_state;
 pub(crate) mod lease_view;
 pub(crate) mod metrics;
 pub(crate) mod pacing;
+pub(crate) mod progress;
 pub(crate) mod record;
 #[cfg(feature = "cli")]
 pub(crate) mod reset;

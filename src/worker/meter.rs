@@ -3,7 +3,7 @@
 //! Without a sink nothing is measured. Levels and lags are not events: the reporter asks for them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, Instant},
@@ -18,7 +18,7 @@ use crate::{
         lease::LeaseKey,
         metrics::{Call, Metric, Origin, Sample},
         record::Batch,
-        shard::ShardId,
+        shard::{Position, ShardId},
     },
     error::LeaseLost,
     io::MetricsSink,
@@ -56,14 +56,24 @@ pub(super) struct ShardMeter {
 #[derive(Debug)]
 struct ShardState {
     lag: Lag,
-    /// The batch in the user's hands: its records, its bytes, and since when.
-    in_hand: Option<(usize, usize, Instant)>,
+    /// Since when the user has had the batch in hand.
+    in_hand: Option<Instant>,
+    /// Batches that are not all acknowledged, oldest first.
+    open: VecDeque<Delivered>,
     /// Since when the checkpoint stands still although records after it were delivered.
     waiting_since: Option<Instant>,
     /// The shard is pulled: what its batches take is seen only from one to the next.
     pulled: bool,
     /// The shard has left: what is measured late is of no use.
     over: bool,
+}
+
+/// A batch that was delivered.
+#[derive(Debug)]
+struct Delivered {
+    last: Position,
+    records: usize,
+    bytes: usize,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -165,7 +175,8 @@ impl Meter {
             self.record(Metric::HandOverTime, millis(now.saturating_duration_since(asked)));
         }
         let lag = Lag::new(now);
-        let state = ShardState { lag, in_hand: None, waiting_since: None, pulled: false, over: false };
+        let open = VecDeque::new();
+        let state = ShardState { lag, in_hand: None, open, waiting_since: None, pulled: false, over: false };
         let meter = ShardMeter { meter: self.clone(), shard: shard.clone(), state: Mutex::new(state) };
         let meter = Arc::new(meter);
         if !self.is_off() {
@@ -240,10 +251,10 @@ impl ShardMeter {
         self.state().pulled = true;
     }
 
-    /// A read was answered.
-    pub(super) fn read(&self, behind: Duration, records: bool) {
+    /// A read was answered, and brought records up to `last`.
+    pub(super) fn read(&self, behind: Duration, last: Option<&Position>) {
         if !self.meter.is_off() {
-            self.state().lag.on_read(behind, records, clock::now());
+            self.state().lag.on_read(behind, last.cloned(), clock::now());
         }
     }
 
@@ -256,21 +267,29 @@ impl ShardMeter {
         let records = batch.records();
         let bytes = records.iter().map(|record| record.data().len()).sum();
         let mut state = self.state();
-        state.in_hand = Some((records.len(), bytes, now));
+        state.in_hand = Some(now);
+        state.open.push_back(Delivered { last: batch.last().clone(), records: records.len(), bytes });
         state.waiting_since.get_or_insert(now);
     }
 
-    /// The user's code is done with the batch in its hands.
+    /// The user's code is done with the batch in its hands, or goes on with it elsewhere.
     pub(super) fn done(&self) {
         let mut state = self.state();
-        let Some((records, bytes, since)) = state.in_hand.take() else { return };
-        state.lag.on_done();
-        if !state.over {
-            self.send(Metric::RecordsProcessed, records as f64);
-            self.send(Metric::DataBytesProcessed, bytes as f64);
-            self.send(Metric::ProcessTime, millis_since(since));
-            if state.pulled {
-                self.processed(since, true);
+        let Some(since) = state.in_hand.take().filter(|_| !state.over) else { return };
+        self.send(Metric::ProcessTime, millis_since(since));
+        if state.pulled {
+            self.processed(since, true);
+        }
+    }
+
+    /// Everything up to here is acknowledged. A batch counts when all of it is, and all before it.
+    pub(super) fn acknowledged(&self, through: &Position) {
+        let mut state = self.state();
+        state.lag.on_done(through);
+        while let Some(batch) = state.open.pop_front_if(|batch| batch.last <= *through) {
+            if !state.over {
+                self.send(Metric::RecordsProcessed, batch.records as f64);
+                self.send(Metric::DataBytesProcessed, batch.bytes as f64);
             }
         }
     }

@@ -204,8 +204,9 @@ impl<R: Rng> Reader<R> {
                 clock::wall().duration_since(first.arrived_at()).unwrap_or_default().max(behind)
             });
             let records = self.expand(page.records, &mut place.through, &mut aggregates);
-            self.link.meter.read(behind, !records.is_empty());
-            self.link.on_read(age, !records.is_empty());
+            let last = records.last().map(Record::position);
+            self.link.meter.read(behind, last);
+            self.link.on_read(age, last);
             let ended = next.is_none();
             iterator = next;
             if records.is_empty() {

@@ -35,7 +35,7 @@ pub(super) async fn keep(link: &ShardLink, config: &Config, rng: &mut impl Rng) 
             let renewal = link.held.renewal_due(config.renew_after() - early_now);
             write.map_or(renewal, |write| write.min(renewal)).max(not_before)
         };
-        let stall = link.busy_since().map(|since| since + config.stall_timeout);
+        let stall = link.owed_since().map(|since| since + config.stall_timeout);
         let wake = stall.map_or_else(&due, |stall| stall.min(due()));
         select! {
             biased;

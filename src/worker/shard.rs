@@ -53,8 +53,6 @@ pub struct Shard {
     start: ShardStart,
     /// The budget of the batch in the user's hands.
     in_hand: Option<OwnedSemaphorePermit>,
-    /// A batch was given out, and the next event not asked for yet.
-    working: bool,
     end: Option<End>,
     drain_given: bool,
     /// Nothing more is handed out: a batch was left unfinished for a drain.
@@ -82,16 +80,7 @@ impl Shard {
         });
         let from = row.checkpoint.position().cloned();
         let start = ShardStart { shard: link.shard.clone(), from, pending };
-        Self {
-            link,
-            fetched,
-            start,
-            in_hand: None,
-            working: false,
-            end: None,
-            drain_given: false,
-            cut_short: false,
-        }
+        Self { link, fetched, start, in_hand: None, end: None, drain_given: false, cut_short: false }
     }
 
     /// The shard.
@@ -119,12 +108,9 @@ impl Shard {
     /// over, or goes on elsewhere until its records are acknowledged.
     pub async fn next(&mut self) -> ShardEvent {
         self.in_hand = None;
-        if std::mem::take(&mut self.working) {
-            self.link.on_done();
-        }
         self.link.meter.done();
         // Records that are acknowledged later are work too: without progress they stall.
-        self.link.set_busy(self.link.unfinished() > 0);
+        self.link.hand_on();
         let event = self.wait().await;
         self.link.set_hungry(false);
         event
@@ -157,7 +143,6 @@ impl Shard {
                     }
                     Some(Fetched::Batch(batch, permit)) => {
                         self.in_hand = permit;
-                        self.working = true;
                         self.link.deliver(&batch);
                         if let Some(tracer) = &self.link.tracer {
                             tracer.polled(&batch);
@@ -193,7 +178,7 @@ impl Shard {
             }
             () = clock::sleep_until(until) => {}
         }
-        self.link.set_busy(true);
+        self.link.resume();
         Ok(false)
     }
 }

@@ -22,6 +22,7 @@ use crate::{
         health::{Doing, ShardSigns},
         lag::Lag,
         lease::{Checkpoint, CheckpointGoesBack, Lease, LeaseWrite, Tenure},
+        progress::Progress,
         record::Batch,
         shard::{Position, ShardId},
         throughput::Meter,
@@ -52,7 +53,7 @@ pub(super) struct ShardLink {
     pub(super) held: HeldLease,
     pub(super) store: Arc<dyn LeaseStore>,
     pub(super) meter: Arc<ShardMeter>,
-    progress: Mutex<Progress>,
+    state: Mutex<State>,
     /// Rings for the renewer when the watermark moved or work began or ended.
     pub(super) changed: Notify,
     /// Rings for whoever waits for the last acknowledgement.
@@ -94,7 +95,7 @@ pub(super) struct Terms {
 }
 
 #[derive(Debug)]
-struct Progress {
+struct State {
     watermark: Watermark,
     meter: Meter,
     /// What the row holds.
@@ -103,13 +104,7 @@ struct Progress {
     written_at: Option<Instant>,
     /// When the next one may be written.
     write_after: Instant,
-    /// Since when the user's code has been at work without any progress; none while it has no work or
-    /// while it waits with our knowledge.
-    busy_since: Option<Instant>,
-    /// Whether a call of the user's code is under way: it is at work even with everything acknowledged.
-    in_call: bool,
-    /// Until when the user's code waits after a failure.
-    paused_until: Option<Instant>,
+    progress: Progress,
     reader: Doing,
     /// Since when every read has failed.
     reads_failing: Option<Instant>,
@@ -124,15 +119,13 @@ impl ShardLink {
         meter: Arc<ShardMeter>,
         terms: Terms,
     ) -> Self {
-        let progress = Progress {
+        let state = State {
             watermark: Watermark::new(row.checkpoint.position().cloned()),
             meter: Meter::new(row.throughput_kbps, clock::now()),
             stored: row.checkpoint.clone(),
             written_at: None,
             write_after: clock::now(),
-            busy_since: None,
-            in_call: false,
-            paused_until: None,
+            progress: Progress::default(),
             reader: Doing::Idle,
             reads_failing: None,
             finished: false,
@@ -142,7 +135,7 @@ impl ShardLink {
             held,
             store,
             meter,
-            progress: Mutex::new(progress),
+            state: Mutex::new(state),
             changed: Notify::new(),
             settled: Notify::new(),
             hungry: Notify::new(),
@@ -182,9 +175,9 @@ impl ShardLink {
         Self { fault_logs, ..self }
     }
 
-    fn progress(&self) -> MutexGuard<'_, Progress> {
+    fn state(&self) -> MutexGuard<'_, State> {
         // A panic while the lock is held could only come from a broken invariant in the watermark itself.
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether reading has begun, or never will.
@@ -194,13 +187,24 @@ impl ShardLink {
 
     /// Hands a batch to the user's code.
     pub(super) fn deliver(&self, batch: &Batch) {
-        let mut progress = self.progress();
-        progress.watermark.delivered(batch.records().iter().map(|record| record.position().clone()));
-        progress.meter.add(batch.records().iter().map(|record| record.data().len()).sum());
-        drop(progress);
+        let mut state = self.state();
+        state.watermark.delivered(batch.records().iter().map(|record| record.position().clone()));
+        state.meter.add(batch.records().iter().map(|record| record.data().len()).sum());
+        state.progress.on_batch(clock::now());
+        drop(state);
+        self.changed.notify_one();
         self.meter.delivered(batch);
         self.count(batch);
-        self.set_busy(true);
+    }
+
+    /// The user's code asks for the next batch: what is not acknowledged of earlier ones will be later.
+    pub(super) fn hand_on(&self) {
+        let mut state = self.state();
+        let unfinished = !state.watermark.is_idle();
+        let through = state.watermark.last_delivered().filter(|_| unfinished).cloned();
+        state.progress.on_next(through, clock::now());
+        drop(state);
+        self.changed.notify_one();
     }
 
     /// Counts the records of a batch that the user's code sees, again or for the first time.
@@ -209,45 +213,45 @@ impl ShardLink {
         self.gate.delivered(batch);
     }
 
-    /// The user's code begins or goes on to work, or has nothing to do, or waits with our knowledge.
+    /// The user's code begins with something else, or has nothing to do any more.
     pub(super) fn set_busy(&self, busy: bool) {
-        let mut progress = self.progress();
-        progress.busy_since = busy.then(clock::now);
-        progress.paused_until = None;
-        drop(progress);
-        self.changed.notify_one();
+        self.progress(|progress| progress.begins(busy, clock::now()));
     }
 
     /// The user's code waits with our knowledge, after a failure.
     pub(super) fn pause_until(&self, until: Instant) {
-        let mut progress = self.progress();
-        progress.busy_since = None;
-        progress.paused_until = Some(until);
-        drop(progress);
-        self.changed.notify_one();
+        self.progress(|progress| progress.on_pause(until));
+    }
+
+    /// The user's code goes on after such a wait.
+    pub(super) fn resume(&self) {
+        self.progress(|progress| progress.on_batch(clock::now()));
     }
 
     /// A call of the user's code begins or ends.
     pub(super) fn set_in_call(&self, in_call: bool) {
-        self.progress().in_call = in_call;
+        self.state().progress.set_in_call(in_call);
     }
 
     /// The user's code says that it goes on. Means nothing while it has no work.
     pub(super) fn progressed(&self) {
-        let mut progress = self.progress();
-        progress.busy_since = progress.busy_since.map(|_| clock::now());
-        drop(progress);
+        self.progress(|progress| progress.on_sign(clock::now()));
+    }
+
+    /// Takes in progress, and lets the renewer know.
+    fn progress(&self, with: impl FnOnce(&mut Progress)) {
+        with(&mut self.state().progress);
         self.changed.notify_one();
     }
 
     /// What the reader is doing.
     pub(super) fn set_reader(&self, doing: Doing) {
-        self.progress().reader = doing;
+        self.state().reader = doing;
     }
 
     /// Whether the last read succeeded.
     pub(super) fn read_succeeds(&self, succeeds: bool) {
-        let failing = &mut self.progress().reads_failing;
+        let failing = &mut self.state().reads_failing;
         match succeeds {
             true => *failing = None,
             false => {
@@ -258,27 +262,24 @@ impl ShardLink {
 
     /// What there is to judge the health of the shard by.
     pub(super) fn signs(&self) -> ShardSigns {
-        let progress = self.progress();
-        let work = match (progress.paused_until, progress.busy_since) {
-            (Some(until), _) => Doing::Waiting { until },
+        let state = self.state();
+        let work = match (state.progress.doing(), self.drain_until.get()) {
             // Until its deadline a drain may take its time.
-            (None, Some(since)) => match self.drain_until.get() {
-                Some(until) => Doing::Waiting { until: since.max(*until) },
-                None => Doing::Working { since },
-            },
-            (None, None) => Doing::Idle,
+            (Doing::Working { since }, Some(until)) => Doing::Waiting { until: since.max(*until) },
+            (doing, _) => doing,
         };
         ShardSigns {
             shard: self.shard.clone(),
-            reader: progress.reader,
+            reader: state.reader,
             work,
-            retrying: progress.paused_until.is_some(),
-            reads_failing: progress.reads_failing,
+            retrying: state.progress.is_paused(),
+            reads_failing: state.reads_failing,
         }
     }
 
-    pub(super) fn busy_since(&self) -> Option<Instant> {
-        self.progress().busy_since
+    /// Since when the user's code has made no progress that it owes.
+    pub(super) fn owed_since(&self) -> Option<Instant> {
+        self.state().progress.owed_since()
     }
 
     /// Whether the user's side waits for records.
@@ -295,7 +296,7 @@ impl ShardLink {
 
     /// What the shard brings, in KiB/s.
     pub(super) fn throughput_kbps(&self) -> f64 {
-        self.progress().meter.read(clock::now())
+        self.state().meter.read(clock::now())
     }
 
     fn lag(&self) -> MutexGuard<'_, Lag> {
@@ -303,14 +304,9 @@ impl ShardLink {
         self.lag.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A read was answered; the oldest of its records, if it brought any, is that old.
-    pub(super) fn on_read(&self, age: Duration, records: bool) {
-        self.lag().on_read(age, records, clock::now());
-    }
-
-    /// The user's side is done with the oldest batch, or goes on with it elsewhere.
-    pub(super) fn on_done(&self) {
-        self.lag().on_done();
+    /// A read was answered, and brought records up to `last`; the oldest of them is that old.
+    pub(super) fn on_read(&self, age: Duration, last: Option<&Position>) {
+        self.lag().on_read(age, last.cloned(), clock::now());
     }
 
     /// How old the oldest record is that is not processed.
@@ -327,14 +323,19 @@ impl ShardLink {
         self.has_gap.swap(false, Ordering::AcqRel)
     }
 
-    fn acknowledge(&self, with: impl FnOnce(&mut Watermark)) {
-        let mut progress = self.progress();
-        with(&mut progress.watermark);
-        let idle = progress.watermark.is_idle();
-        if progress.busy_since.is_some() {
-            progress.busy_since = (!idle || progress.in_call).then(clock::now);
+    /// Takes in acknowledgements; `with` says whether any of them is new.
+    fn acknowledge(&self, with: impl FnOnce(&mut Watermark) -> bool) {
+        let mut state = self.state();
+        let before = state.watermark.done().cloned();
+        let news = with(&mut state.watermark);
+        let idle = state.watermark.is_idle();
+        let moved = state.watermark.done().filter(|done| Some(*done) != before.as_ref()).cloned();
+        state.progress.on_ack(news, moved.as_ref(), idle, clock::now());
+        drop(state);
+        if let Some(through) = moved {
+            self.lag().on_done(&through);
+            self.meter.acknowledged(&through);
         }
-        drop(progress);
         self.changed.notify_one();
         if idle {
             self.settled.notify_waiters();
@@ -342,60 +343,54 @@ impl ShardLink {
     }
 
     pub(super) fn ack(&self, position: &Position) {
-        self.acknowledge(|watermark| {
-            watermark.ack(position);
-        });
+        self.acknowledge(|watermark| watermark.ack(position));
     }
 
     pub(super) fn ack_through(&self, position: &Position) {
-        self.acknowledge(|watermark| {
-            watermark.ack_through(position);
-        });
+        self.acknowledge(|watermark| watermark.ack_through(position) > 0);
     }
 
     pub(super) fn ack_batch(&self, batch: &Batch) {
-        self.acknowledge(|watermark| {
-            watermark.ack_range(batch.first(), batch.last());
-        });
+        self.acknowledge(|watermark| watermark.ack_range(batch.first(), batch.last()) > 0);
     }
 
     /// Everything up to here is acknowledged.
     pub(super) fn done(&self) -> Option<Position> {
-        self.progress().watermark.done().cloned()
+        self.state().watermark.done().cloned()
     }
 
     pub(super) fn unfinished(&self) -> usize {
-        self.progress().watermark.unfinished()
+        self.state().watermark.unfinished()
     }
 
     /// The checkpoint to write, if the watermark is ahead of the row.
     pub(super) fn unwritten(&self) -> Option<Checkpoint> {
-        let progress = self.progress();
-        let done = Checkpoint::At(progress.watermark.done()?.clone());
-        (done > progress.stored).then_some(done)
+        let state = self.state();
+        let done = Checkpoint::At(state.watermark.done()?.clone());
+        (done > state.stored).then_some(done)
     }
 
     /// When the next checkpoint is to be written; none if there is nothing to write.
     pub(super) fn write_due(&self) -> Option<Instant> {
         self.unwritten()?;
-        Some(self.progress().write_after)
+        Some(self.state().write_after)
     }
 
     fn written(&self, checkpoint: Checkpoint) {
-        let (mut progress, now, interval) = (self.progress(), clock::now(), self.terms.checkpoint_interval);
-        let paused = progress.written_at.is_none_or(|at| now >= at + interval * 2);
-        progress.write_after = now + if paused { self.terms.first_interval } else { interval };
-        progress.written_at = Some(now);
-        progress.stored = progress.stored.clone().max(checkpoint);
-        let delivered = progress.watermark.last_delivered();
-        self.meter.checkpointed(delivered.is_none_or(|last| progress.stored.position() >= Some(last)));
+        let (mut state, now, interval) = (self.state(), clock::now(), self.terms.checkpoint_interval);
+        let paused = state.written_at.is_none_or(|at| now >= at + interval * 2);
+        state.write_after = now + if paused { self.terms.first_interval } else { interval };
+        state.written_at = Some(now);
+        state.stored = state.stored.clone().max(checkpoint);
+        let delivered = state.watermark.last_delivered();
+        self.meter.checkpointed(delivered.is_none_or(|last| state.stored.position() >= Some(last)));
     }
 
     /// The row was written without a checkpoint. The next one waits as it does after any other write: it can
     /// then take the place of the next renewal.
     fn renewed(&self) {
-        let mut progress = self.progress();
-        progress.write_after = progress.write_after.max(clock::now() + self.terms.checkpoint_interval);
+        let mut state = self.state();
+        state.write_after = state.write_after.max(clock::now() + self.terms.checkpoint_interval);
     }
 
     /// Renews the lease.
@@ -418,7 +413,7 @@ impl ShardLink {
         self.check_range(at)?;
         self.ack_through(at);
         let to = Checkpoint::At(at.clone());
-        if self.progress().stored >= to {
+        if self.state().stored >= to {
             return Ok(());
         }
         self.persist(|tenure| forward(tenure, &to)).instrument(self.settle()).await?;
@@ -449,9 +444,8 @@ impl ShardLink {
         if let Some(why) = self.held.why_lost() {
             return Err(CheckpointError::LeaseLost(why));
         }
-        let progress = self.progress();
-        let (least, most) =
-            (progress.stored.position().cloned(), progress.watermark.last_delivered().cloned());
+        let state = self.state();
+        let (least, most) = (state.stored.position().cloned(), state.watermark.last_delivered().cloned());
         let within = least.as_ref() <= Some(asked) && Some(asked) <= most.as_ref();
         if within { Ok(()) } else { Err(CheckpointError::OutOfRange { asked: asked.clone(), least, most }) }
     }
@@ -518,11 +512,11 @@ impl ShardLink {
     }
 
     pub(super) fn set_finished(&self) {
-        self.progress().finished = true;
+        self.state().finished = true;
     }
 
     pub(super) fn is_finished(&self) -> bool {
-        self.progress().finished
+        self.state().finished
     }
 
     /// Asks the user's side to stop until then. The first deadline stays.

@@ -90,7 +90,7 @@ impl State {
 
     /// Takes note of user's code that was silent for so long that its lease is to be given up.
     pub(super) fn note_stall(&mut self, no: usize, shard: &ShardId) {
-        if self.silence(no, shard).is_some_and(|age| age >= self.rules.stall_timeout) {
+        if self.standstill(no, shard).is_some_and(|age| age >= self.rules.stall_timeout) {
             self.instances[no].gives_up.insert(shard.clone());
         }
     }

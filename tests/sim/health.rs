@@ -1,7 +1,8 @@
 //! I8, honest health: a worker calls itself stale only if a restart would help, and does so in time.
 //!
 //! The observer knows by itself what the user's code does on each shard: whether it is at work, and when it last
-//! gave a sign of progress. Nothing else in a simulated worker can stand still: every call to AWS is answered,
+//! gave a sign of progress; of records that are acknowledged later only those before which nothing is left count,
+//! or one that was lost would be hidden by the others. Nothing else in a simulated worker can stand still: every call to AWS is answered,
 //! refused or times out. Whatever else a worker calls stuck is a false alarm.
 
 use std::{sync::Arc, time::Duration};
@@ -19,6 +20,8 @@ use super::{processor::Seat, rules::State};
 pub(super) struct Work {
     /// Its last sign of progress: a call that began or returned, or an acknowledgement.
     since: Instant,
+    /// Since when the first record that is not acknowledged has been the first.
+    stands_since: Instant,
     /// Calls under way.
     calls: usize,
     /// It failed: what it owes begins with the next call.
@@ -27,7 +30,7 @@ pub(super) struct Work {
 
 impl Default for Work {
     fn default() -> Self {
-        Self { since: Instant::now(), calls: 0, waits: false }
+        Self { since: Instant::now(), stands_since: Instant::now(), calls: 0, waits: false }
     }
 }
 
@@ -64,17 +67,31 @@ impl State {
         self.signs(seat, shard, |work| work.waits = true);
     }
 
+    /// The first record that is not acknowledged is another one.
+    pub(super) fn moves_on(&mut self, no: usize, shard: &ShardId) {
+        self.note_stall(no, shard);
+        self.instances[no].work.entry(shard.clone()).or_default().stands_since = Instant::now();
+    }
+
+    pub(super) fn has_unfinished(&self, no: usize, shard: &ShardId) -> bool {
+        let tenure = self.tenures.get(&(no, shard.clone()));
+        tenure.is_some_and(|tenure| tenure.next.is_some_and(|next| tenure.acked_through + 1 < next))
+    }
+
     /// For how long the user's code of a worker has been at work on a shard without a sign of progress.
-    pub(super) fn silence(&self, no: usize, shard: &ShardId) -> Option<Duration> {
+    fn silence(&self, no: usize, shard: &ShardId) -> Option<Duration> {
         let instance = &self.instances[no];
         let work = instance.work.get(shard)?;
         let alive = instance.processors.get(shard).is_some_and(|count| *count > 0);
-        let unfinished = self
-            .tenures
-            .get(&(no, shard.clone()))
-            .is_some_and(|tenure| tenure.next.is_some_and(|next| tenure.acked_through + 1 < next));
-        let at_work = work.calls > 0 || (alive && unfinished && !work.waits);
+        let at_work = work.calls > 0 || (alive && self.has_unfinished(no, shard) && !work.waits);
         at_work.then(|| work.since.elapsed())
+    }
+
+    /// The same, or for how long one record has held up the checkpoint: reason enough to call a shard stuck.
+    pub(super) fn standstill(&self, no: usize, shard: &ShardId) -> Option<Duration> {
+        let work = self.instances[no].work.get(shard)?;
+        let stands = self.has_unfinished(no, shard).then(|| work.stands_since.elapsed());
+        self.silence(no, shard).max(stands)
     }
 
     /// Compares what a worker says of itself with what the observer knows. `frozen` workers say nothing, and
@@ -86,7 +103,7 @@ impl State {
         }
         let most = self.rules.health_max_age;
         if !health.is_fresh() {
-            let known = health.shard.as_ref().and_then(|shard| self.silence(seat.no, shard));
+            let known = health.shard.as_ref().and_then(|shard| self.standstill(seat.no, shard));
             let honest = health.reason == Reason::ProcessorStuck && known.is_some_and(|age| age > most);
             if !honest {
                 self.violate(&seat.name, format!("is stale without a cause: {health:?}, known: {known:?}"));

@@ -341,11 +341,16 @@ impl Observer {
         if let Some(log) = state.shards.get_mut(shard) {
             (first..=last).for_each(|number| log.ack(number));
         }
+        let mut moves_on = false;
         if let Some(tenure) = state.tenures.get_mut(&(seat.no, shard.clone())) {
             tenure.acked.extend((first..=last).filter(|number| Some(*number) < tenure.next));
             while tenure.acked.remove(&(tenure.acked_through + 1)) {
                 tenure.acked_through += 1;
+                moves_on = true;
             }
+        }
+        if moves_on {
+            state.moves_on(seat.no, shard);
         }
     }
 

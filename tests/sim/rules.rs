@@ -392,6 +392,9 @@ impl State {
                 wrong.push(format!("its parent {parent} has not ended"));
             }
         }
+        if !self.has_unfinished(seat.no, shard) {
+            self.moves_on(seat.no, shard);
+        }
         if let Some(tenure) = self.tenures.get_mut(&(seat.no, shard.clone())) {
             let next = match tenure.retry_from.take() {
                 Some(from) => Some(from.max(tenure.acked_through + 1)),

@@ -1,14 +1,17 @@
 //! What errors and panics of the user's code lead to.
 
 use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
+    Arc, Mutex,
+    atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed},
 };
 
-use kinesis_consumer::{Config, Event, Failure, LeaseLost, Ordering, ShardStart, Verdict, WorkerError};
+use kinesis_consumer::{
+    Batch, Checkpoint, Config, Event, Failure, LeaseLost, Ordering, ShardContext, ShardStart, Verdict,
+    WorkerBuilder, WorkerError, health::Reason, io::memory::MemoryMetrics, metrics::Metric,
+};
 use tokio::time::Instant;
 
-use crate::world::{FAILOVER, SECOND, World, config, event, payloads, run, text, until};
+use crate::world::{FAILOVER, Running, SECOND, World, config, event, payloads, run, text, until};
 
 #[tokio::test(start_paused = true)]
 async fn a_failed_batch_comes_again_with_growing_delays_and_the_lease_is_kept() {
@@ -73,7 +76,7 @@ async fn what_was_acknowledged_before_a_failure_does_not_come_again() {
     let world = World::shards(1);
     world.put(0, 1..=4);
     let first = Arc::new(AtomicBool::new(true));
-    let handler = move |batch: kinesis_consumer::Batch, context: kinesis_consumer::ShardContext| {
+    let handler = move |batch: Batch, context: ShardContext| {
         let fails = first.swap(false, Relaxed);
         async move {
             if fails {
@@ -95,7 +98,7 @@ async fn what_was_acknowledged_before_a_failure_does_not_come_again() {
 async fn given_up_at_the_bad_record(failure: fn() -> Failure) {
     let world = World::shards(2);
     world.put(0, ["1", "2"]);
-    let handler = move |batch: kinesis_consumer::Batch, _| {
+    let handler = move |batch: Batch, _| {
         let bad = payloads(&batch).contains(&"bad".to_owned());
         async move { if bad { Err(failure()) } else { Ok(Verdict::Done) } }
     };
@@ -133,7 +136,7 @@ async fn stop_shard_gives_up_the_shard_and_skips_nothing() {
 async fn stop_worker_drains_every_shard_and_run_returns_the_reason() {
     let world = World::shards(2);
     world.put(0, [1]);
-    let handler = |batch: kinesis_consumer::Batch, _| {
+    let handler = |batch: Batch, _| {
         let stop = payloads(&batch) == ["stop"];
         async move { if stop { Err(Failure::StopWorker("the disk is full".into())) } else { Ok(Verdict::Done) } }
     };
@@ -153,7 +156,7 @@ async fn a_panic_ends_only_its_shard_which_is_released_and_tried_again_later() {
     let world = World::shards(2);
     world.put(0, ["1"]);
     let panics = Arc::new(AtomicU32::new(2));
-    let handler = move |batch: kinesis_consumer::Batch, _| {
+    let handler = move |batch: Batch, _| {
         let panics = panics.clone();
         async move {
             if payloads(&batch) == ["bad"]
@@ -204,7 +207,7 @@ async fn work_without_progress_for_stall_timeout_is_dropped_and_its_lease_given_
     let world = World::shards(2);
     world.put(0, 1..=3);
     let dropped = world.trace.clone();
-    let handler = move |batch: kinesis_consumer::Batch, _| {
+    let handler = move |batch: Batch, _| {
         let note = OnDrop(dropped.clone(), batch.shard().clone());
         async move {
             std::future::pending::<()>().await;
@@ -238,7 +241,7 @@ async fn retries_and_acknowledgements_are_progress() {
     world.put(0, [1]);
     world.put(1, 1..=9);
     let second = world.shard(1);
-    let handler = move |batch: kinesis_consumer::Batch, context: kinesis_consumer::ShardContext| {
+    let handler = move |batch: Batch, context: ShardContext| {
         let slow = *batch.shard() == second;
         async move {
             if !slow {
@@ -267,6 +270,110 @@ async fn records_that_are_never_acknowledged_stall_their_shard() {
     let later = world.probe_with(|_, _| async { Ok(Verdict::AckLater) });
     let worker = run(world.worker_with("a", config).build(later).expect("valid"));
     world.trace.wait_for(0, "lost: the work made no progress").await;
+    drop(worker);
+}
+
+/// A shard on which ten records a second arrive and are acknowledged one by one, but for the third.
+async fn one_is_lost(world: &World, worker: WorkerBuilder) -> Running {
+    let seen = Arc::new(AtomicUsize::new(0));
+    let later = world.probe_with(move |batch: Batch, context: ShardContext| {
+        for record in &batch {
+            if seen.fetch_add(1, Relaxed) != 2 {
+                context.acks().ack(record.position());
+            }
+        }
+        async { Ok(Verdict::AckLater) }
+    });
+    let worker = run(worker.build(later).expect("valid"));
+    assert!(worker.handle.ready().await);
+    worker
+}
+
+/// Lets ten records a second arrive for that long.
+async fn ten_a_second(world: &World, seconds: usize) {
+    for n in 0..seconds * 10 {
+        world.put(0, [n]);
+        tokio::time::sleep(SECOND / 10).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_lost_acknowledgement_among_many_stalls_its_shard_and_the_record_comes_again() {
+    let world = World::shards(1);
+    let config = Config { stall_timeout: 60 * SECOND, ..config() };
+    let worker = one_is_lost(&world, world.worker_with("a", config)).await;
+    ten_a_second(&world, 20).await;
+    let waiting = world.checkpointed(0);
+    assert!(worker.handle.health().is_fresh(), "{waiting:?}");
+    ten_a_second(&world, 30).await;
+    let health = worker.handle.health();
+    assert_eq!((health.is_fresh(), health.reason), (false, Reason::ProcessorStuck), "{health:?}");
+    assert_eq!(world.checkpointed(0), waiting);
+    ten_a_second(&world, 20).await;
+    assert!(world.trace.time_of(0, "lost: the work made no progress").is_some(), "{:?}", world.trace.of(0));
+    until("all is checkpointed", || {
+        let last = world.stream.records(&world.shard(0)).last().map(|record| record.position().clone());
+        last.map(Checkpoint::At) == Some(world.row(0).checkpoint)
+    })
+    .await;
+    drop(worker);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_acknowledgement_shows_as_lag_and_as_a_checkpoint_that_stands_still() {
+    let (world, metrics) = (World::shards(1), MemoryMetrics::new());
+    let worker = one_is_lost(&world, world.worker("a").metrics(Arc::new(metrics.clone()))).await;
+    ten_a_second(&world, 120).await;
+    for (metric, least) in [
+        (Metric::MillisBehindLatest, 100_000.0),
+        (Metric::FleetMillisBehindLatest, 100_000.0),
+        (Metric::MillisSinceCheckpoint, 100_000.0),
+    ] {
+        let last = metrics.last(metric).expect("taken");
+        assert!(last > least, "{metric:?}: {last}");
+    }
+    assert!(metrics.sum(Metric::RecordsProcessed) <= 2.0, "{}", metrics.sum(Metric::RecordsProcessed));
+    drop(worker);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_records_in_flight_for_long_are_no_stall_as_long_as_the_oldest_are_finished() {
+    let (world, metrics) = (World::shards(1), MemoryMetrics::new());
+    // Each takes 20 s or a little more beside the others: later ones are often done before earlier ones.
+    let under_way = Arc::new(Mutex::new(Vec::new()));
+    let pipeline = world.probe_with({
+        let under_way = under_way.clone();
+        move |batch: Batch, context: ShardContext| {
+            for (n, record) in (0..).zip(&batch) {
+                let done_at = Instant::now() + 20 * SECOND + SECOND * (n * 7 % 5);
+                under_way.lock().expect("no panic").push((
+                    done_at,
+                    context.acks(),
+                    record.position().clone(),
+                ));
+            }
+            async { Ok(Verdict::AckLater) }
+        }
+    });
+    let config = Config { stall_timeout: 28 * SECOND, health_max_age: Some(26 * SECOND), ..config() };
+    let worker = world.worker_with("a", config).metrics(Arc::new(metrics.clone()));
+    let worker = run(worker.build(pipeline).expect("valid"));
+    for n in 0..2500 {
+        if n < 2000 {
+            world.put(0, [n]);
+        }
+        tokio::time::sleep(SECOND / 10).await;
+        under_way.lock().expect("no panic").retain(|(done_at, acks, position)| {
+            let done = *done_at <= Instant::now();
+            if done {
+                acks.ack(position);
+            }
+            !done
+        });
+        assert!(worker.handle.health().is_fresh(), "{:?}", worker.handle.health());
+    }
+    assert_eq!(metrics.sum(Metric::RecordsProcessed), 2000.0);
+    assert!(!world.trace.of(0).iter().any(|what| what.starts_with("lost")));
     drop(worker);
 }
 

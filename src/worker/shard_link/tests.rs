@@ -46,7 +46,7 @@ impl Held {
     }
 
     fn deliver(&self, through: &str) {
-        self.link.progress().watermark.delivered([position(through)]);
+        self.link.state().watermark.delivered([position(through)]);
     }
 
     /// Makes one call of a table; false if it was refused.
@@ -62,7 +62,7 @@ impl Held {
             "commit" => self.link.commit(&position(at)).await,
             "end" => {
                 // The end waits for acknowledgements.
-                let last = self.link.progress().watermark.last_delivered().cloned();
+                let last = self.link.state().watermark.last_delivered().cloned();
                 last.iter().for_each(|last| self.link.ack_through(last));
                 EndOfShard::new(self.link.clone(), End::default()).complete().await.map(drop)
             }
