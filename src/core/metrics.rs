@@ -187,9 +187,9 @@ table! {
     RenewLeaseSuccess       "RenewAllLeases" "RenewLease.Success" Count Detailed Sum Worker;
     /// How long a renewal took.
     RenewLeaseTime          "RenewAllLeases" "RenewLease.Time" Milliseconds Detailed Spread Worker;
-    /// Records that the user's code accepted.
+    /// Records that the user's code acknowledged, with all before them.
     RecordsProcessed        "ProcessTask" "RecordsProcessed" Count Summary Sum Shard;
-    /// Bytes of the records that the user's code accepted.
+    /// Bytes of the records that the user's code acknowledged, with all before them.
     DataBytesProcessed      "ProcessTask" "DataBytesProcessed" Bytes Summary Sum Shard;
     /// How far the oldest record that is not processed is behind the shard's tip, at least.
     MillisBehindLatest      "ProcessTask" "MillisBehindLatest" Milliseconds Summary Spread Shard;
@@ -204,7 +204,7 @@ table! {
     /// Iterators that grew too old before the next read.
     ExpiredIterator         "ProcessTask" "ExpiredIterator" Count Summary Sum Fleet;
     /// How long the checkpoint has stood still although records after it were delivered.
-    MillisSinceCheckpoint   "ProcessTask" "MillisSinceCheckpoint" Milliseconds Detailed Spread Shard;
+    MillisSinceCheckpoint   "ProcessTask" "MillisSinceCheckpoint" Milliseconds Summary Spread Shard;
     /// Reads that went well.
     GetRecordsSuccess       "ProcessTask" "KinesisDataFetcher.getRecords.Success" Count Detailed Sum Shard;
     /// How long a read took.
