@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kinesis_consumer::{
-    Batch, ClaimReason, Config, Event, Ordering, ShardContext, Verdict, WorkerError,
+    Batch, Checkpoint, ClaimReason, Config, Event, Lease, Ordering, ShardContext, Verdict, WorkerError,
     io::faulty::{Faults, Op},
 };
 use tokio::{task::JoinSet, time::Instant};
@@ -386,4 +386,31 @@ async fn leases_that_others_are_about_to_take_are_not_reported_as_left_over() {
             }
         }
     }
+}
+
+/// A process under the name of `a` claims a lease, when it has expired, that another one has asked for.
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_was_asked_for_and_is_claimed_by_a_namesake_is_not_taken_for_one_handed_over() {
+    let world = World::shards(2);
+    let held = |n: usize, counter| Lease {
+        counter,
+        owner: Some("b".into()),
+        hands_over: Some("b#0123456789abcdef.1".into()),
+        ..Lease::new(&world.shard(n), Checkpoint::TrimHorizon)
+    };
+    (0..2).for_each(|n| world.table.put_row(held(n, 1)));
+    let worker = run(world.worker_with("a", config()).build(world.probe()).expect("valid"));
+    let asked = || world.table.rows().into_iter().find(|row| row.checkpoint_owner.is_some());
+    until("a request", || asked().is_some()).await;
+    let row = asked().expect("a request");
+    let claimed = Lease {
+        counter: row.counter + 1,
+        checkpoint_owner: None,
+        hands_over: Some("a#fedcba9876543210.1".into()),
+        ..row
+    };
+    world.table.put_row(claimed.clone());
+    tokio::time::sleep(FAILOVER / 2).await;
+    assert!(world.table.rows().contains(&claimed), "{:?}", world.table.rows());
+    drop(worker);
 }
