@@ -85,6 +85,7 @@ impl Observer {
             shards: BTreeMap::new(),
             keys: Keys::default(),
             rows: BTreeMap::new(),
+            removed: BTreeSet::new(),
             tenures: BTreeMap::new(),
             pulses: BTreeMap::new(),
             instances: Vec::new(),
@@ -172,7 +173,10 @@ impl Observer {
 
     /// A person has removed the row, or the whole table.
     pub(crate) fn row_removed(&self, shard: &ShardId) {
-        self.lock().rows.remove(shard);
+        let mut state = self.lock();
+        if state.rows.remove(shard).is_some() {
+            state.removed.insert(shard.clone());
+        }
     }
 
     /// A person has changed the row.
@@ -223,6 +227,7 @@ impl Observer {
         if let (Checkpoint::Latest, Some(at)) = (&lease.checkpoint, lease.start_millis) {
             state.pinned = state.pinned.max(at);
         }
+        state.removed.remove(&shard);
         state.rows.insert(shard, RowLog { highest: lease.counter, ..RowLog::default() });
     }
 

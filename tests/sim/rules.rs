@@ -28,6 +28,8 @@ pub(super) struct State {
     pub(super) shards: BTreeMap<ShardId, ShardLog>,
     pub(super) keys: Keys,
     pub(super) rows: BTreeMap<ShardId, RowLog>,
+    /// Shards whose rows a person has removed since they were made.
+    pub(super) removed: BTreeSet<ShardId>,
     pub(super) tenures: BTreeMap<(usize, ShardId), Tenure>,
     /// Until when leases are valid that live by a heartbeat, as long as that is unbroken.
     pub(super) pulses: BTreeMap<Incarnation, Instant>,
@@ -317,7 +319,8 @@ impl State {
                 self.violate(&seat.name, format!("ended {shard}, which is open"));
             }
             for child in children {
-                if !self.rows.contains_key(&child) && !self.shards.get(&child).is_some_and(|log| log.ended) {
+                let made = self.rows.contains_key(&child) || self.removed.contains(&child);
+                if !made && !self.shards.get(&child).is_some_and(|log| log.ended) {
                     self.violate(&seat.name, format!("ended {shard} before there is a lease for {child}"));
                 }
             }
