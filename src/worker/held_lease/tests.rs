@@ -30,12 +30,32 @@ fn taker(store: &Arc<dyn LeaseStore>) -> Taker {
 }
 
 async fn held() -> Held {
+    held_in(table(), None).await
+}
+
+/// A lease that lives by the heartbeat of its worker, and that heartbeat.
+async fn living() -> (Held, Arc<Heart>) {
+    let (table, heart) = (table(), Arc::new(Heart::default()));
+    beat(&heart, &table).await;
+    (held_in(table, Some(heart.clone())).await, heart)
+}
+
+/// Begins the next incarnation.
+async fn beat(heart: &Heart, table: &MemoryLeaseStore) -> Arc<Pulse> {
+    heart.begin(&"me".into(), 1, table, FAILOVER).await.expect("no error").expect("not late")
+}
+
+fn table() -> MemoryLeaseStore {
     let table = MemoryLeaseStore::new();
-    let row = Lease::new(&"shardId-0".into(), Checkpoint::TrimHorizon);
-    table.put_row(row.clone());
+    table.put_row(Lease::new(&"shardId-0".into(), Checkpoint::TrimHorizon));
+    table
+}
+
+async fn held_in(table: MemoryLeaseStore, heart: Option<Arc<Heart>>) -> Held {
     let faults = Faults::new(1);
     let store: Arc<dyn LeaseStore> = Arc::new(FaultyLeaseStore::new(table.clone(), faults.clone()));
-    let claimed = HeldLease::claim(&row, &taker(&store)).await;
+    let row = table.rows().remove(0);
+    let claimed = HeldLease::claim(&row, &Taker { heart, ..taker(&store) }).await;
     let (_, lease) = claimed.expect("no error").expect("won");
     Held { table, faults, lease: Arc::new(lease) }
 }
@@ -409,4 +429,158 @@ async fn a_lease_that_turns_out_to_be_finished_is_not_held() {
     let store: Arc<dyn LeaseStore> = Arc::new(table);
     let claimed = HeldLease::claim(&seen, &taker(&store)).await;
     assert!(claimed.expect("no error").is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_without_a_reply_is_no_holding_while_the_row_is_anothers() {
+    let table = MemoryLeaseStore::new();
+    let row = Lease::new(&"shardId-0".into(), Checkpoint::TrimHorizon);
+    table.put_row(row.after(&row.claim(&"thief".into())));
+    let faults = Faults::new(1);
+    faults.next(Op::WriteLease, 1, Fault::Unavailable);
+    let store: Arc<dyn LeaseStore> = Arc::new(FaultyLeaseStore::new(table, faults));
+    let claimed = HeldLease::claim(&row, &taker(&store)).await;
+    assert!(matches!(claimed, Err(LeaseError::Unavailable { .. })), "{claimed:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_lives_by_a_heartbeat_is_written_only_if_looks_or_beats_stay_away() {
+    let (held, heart) = living().await;
+    let (start, pulse) = (clock::now(), heart.current().expect("beats"));
+    assert_eq!(held.row().heartbeat.as_ref(), Some(pulse.incarnation()));
+    let due = || (held.lease.renewal_due(FAILOVER / 2) - start).as_millis();
+    // Three quarters of the failover time after the last beat, or a whole one after the last look.
+    assert_eq!(due(), 7_500);
+    clock::sleep(5 * SECOND).await;
+    assert!(pulse.answered(clock::now()));
+    assert_eq!((due(), held.lease.valid_until() - start), (10_000, 5 * SECOND + FAILOVER));
+    assert!(!held.lease.observe(Some(&held.row())));
+    assert_eq!(due(), 12_500);
+    assert!(held.lease.observe(None));
+    assert_eq!(due(), 0, "a look without the row: at once");
+    held.lease.renew().await.expect("ours");
+    assert_eq!(due(), 12_500);
+    clock::sleep(8 * SECOND).await;
+    held.lease.renew().await.expect("ours");
+    clock::sleep(2 * SECOND).await;
+    assert!(pulse.is_broken());
+    assert_eq!(due(), 18_000, "by itself, once the heart has stopped");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_takes_the_lease_over_to_the_heartbeat_that_beats_now() {
+    let (held, heart) = living().await;
+    let start = clock::now();
+    let next = beat(&heart, &held.table).await;
+    assert_ne!(held.row().heartbeat.as_ref(), Some(next.incarnation()));
+    for _ in 0..2 {
+        held.lease.renew().await.expect("ours");
+        assert_eq!(held.row().heartbeat.as_ref(), Some(next.incarnation()));
+    }
+    clock::sleep(5 * SECOND).await;
+    assert!(next.answered(clock::now()));
+    assert_eq!(held.lease.valid_until(), start + 5 * SECOND + FAILOVER);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_ends_the_holding_if_it_shows_anothers_later_row_and_makes_other_rows_doubtful() {
+    // The counter of the holding is 1. In doubt only with a heartbeat; lost with or without.
+    for (whose, counter, doubtful, lost) in [
+        ("ours", 1, false, false),
+        ("ours", 0, false, false),
+        ("ours", 2, true, false),
+        ("theirs", 0, true, false),
+        ("theirs", 1, true, false),
+        ("theirs", 2, true, true),
+        ("nobody's", 0, true, false),
+    ] {
+        for (held, lives) in [(held().await, false), (living().await.0, true)] {
+            let row = match whose {
+                "ours" => Some(Lease { counter, ..held.row() }),
+                "theirs" => Some(Lease { owner: Some("thief".into()), counter, ..held.row() }),
+                _ => None,
+            };
+            assert_eq!(held.lease.observe(row.as_ref()), doubtful && lives, "{row:?}");
+            assert_eq!(held.lease.why_lost(), lost.then_some(LeaseLost::Stolen), "{row:?}");
+        }
+    }
+    // With a write in doubt the next one finds out.
+    let (held, _) = living().await;
+    held.faults.next(Op::WriteLease, 1, Fault::Unavailable);
+    held.renew().await.expect_err("no reply");
+    assert!(!held.lease.observe(Some(&held.row())), "as before the write");
+    let theirs = Lease { owner: Some("thief".into()), counter: 2, ..held.row() };
+    assert!(held.lease.observe(Some(&theirs)));
+    assert_eq!(held.lease.why_lost(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_is_noticed_by_a_look_or_by_the_next_write() {
+    for by_look in [true, false] {
+        let held = held().await;
+        let ask = held.row().ask(&"next".into()).expect("it hands over");
+        held.table.put_row(held.row().after_request(&ask));
+        assert!(!held.lease.is_asked());
+        match by_look {
+            true => assert!(!held.lease.observe(Some(&held.row()))),
+            false => held.renew().await.expect("still ours"),
+        }
+        assert!(held.lease.is_asked());
+        held.lease.asked().await;
+        held.lease.write(|tenure| tenure.release(None)).await.expect("handed over");
+        assert_eq!(held.row().holder(), Some(&"next".into()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stalled_shard_may_still_be_given_up_once_until_its_time_is_over() {
+    let stalled = held().await;
+    assert!(stalled.lease.can_give_up());
+    stalled.lease.lose(LeaseLost::Stalled);
+    clock::sleep(FAILOVER - Duration::from_millis(1)).await;
+    assert!(stalled.lease.can_give_up());
+    clock::sleep(Duration::from_millis(1)).await;
+    assert!(!stalled.lease.can_give_up(), "others may have it");
+
+    let stalled = held().await;
+    stalled.lease.lose(LeaseLost::Stalled);
+    assert!(!stalled.lease.is_given_up());
+    stalled.lease.write(|tenure| tenure.release(None)).await.expect("given up");
+    assert!(stalled.lease.is_given_up() && !stalled.lease.can_give_up());
+
+    let stolen = held().await;
+    stolen.lease.lose(LeaseLost::Stolen);
+    assert!(!stolen.lease.can_give_up());
+    // What is left to itself is not given up: nobody else may take it yet.
+    let left = held().await;
+    left.lease.write(|tenure| tenure.leave(None)).await.expect("left");
+    assert_eq!((left.lease.is_given_up(), left.lease.why_lost()), (false, Some(LeaseLost::Released)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_row_that_was_made_anew_is_known_by_its_lower_counter() {
+    for (counter, why) in [(0, LeaseLost::Deleted), (1, LeaseLost::Stolen), (2, LeaseLost::Stolen)] {
+        let held = held().await;
+        held.table.put_row(Lease { owner: Some("other".into()), counter, ..held.row() });
+        assert_eq!(lost(held.renew().await), why, "{counter}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn guarded_work_may_give_the_lease_up_and_go_on() {
+    let held = held().await;
+    let work = async {
+        held.lease.write(|tenure| tenure.release(None)).await.expect("given up");
+        clock::sleep(FAILOVER * 2).await;
+        7
+    };
+    assert_eq!(held.lease.guard(work).await, Ok(7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_throughput_once_measured_goes_with_the_next_write() {
+    let held = held().await;
+    held.lease.measured(12.5).await;
+    held.renew().await.expect("ours");
+    assert_eq!(held.row().throughput_kbps, Some(12.5));
 }
