@@ -637,6 +637,58 @@ fn sums(rates: &[u32], owners: &[usize], workers: usize) -> Vec<u32> {
     (0..workers).map(|w| of(w).sum()).collect()
 }
 
+/// The rates of "2x100 50".
+fn rates(text: &str) -> Vec<f64> {
+    let one = |text: &str| {
+        let (times, rate) = text.split_once('x').unwrap_or(("1", text));
+        vec![rate.parse().expect("a rate"); times.parse().expect("a number")]
+    };
+    text.split(' ').flat_map(one).collect()
+}
+
+#[test]
+fn the_table_of_what_is_taken_by_throughput_holds() {
+    for Row { line, cells } in rows(CASES, "weigh") {
+        let now = Instant::now();
+        let mut leases = Vec::new();
+        for (owner, held) in cells[1].split(", ").map(|part| part.split_once(": ").expect("who: rates")) {
+            leases.extend(rates(held).into_iter().zip(leases.len()..).map(|(rate, n)| Lease {
+                owner: Some(owner.into()),
+                throughput_kbps: Some(rate),
+                ..Lease::new(&shard(n), Checkpoint::TrimHorizon)
+            }));
+        }
+        let most = cells[2].strip_prefix("steals ").map(|most| most.parse().expect("a number"));
+        let limits =
+            Limits { balance: Balance::Throughput, max_steals: most.unwrap_or(usize::MAX), ..limits() };
+        let parts = cells[3].split(", ").filter_map(|part| part.split_once(" of "));
+        let mut expected: Vec<(String, f64)> = parts
+            .flat_map(|(taken, from)| rates(taken).into_iter().map(|rate| (from.into(), rate)))
+            .collect();
+        expected.sort_by(|a, b| a.partial_cmp(b).expect("numbers"));
+        let mut view = LeaseView::default();
+        view.observe(leases, now);
+        let table = Table { view, now };
+        for seed in 0..8 {
+            let held = table.held_by("foo");
+            let plan = by(&"foo".into(), &held, |foo| {
+                plan(&table.view, foo, &limits, now, &mut StdRng::seed_from_u64(seed))
+            });
+            let rate = |key| table.view.get(key).expect("a lease").throughput_kbps.expect("a rate");
+            let mut taken: Vec<(String, f64)> = plan
+                .claims
+                .iter()
+                .map(|claim| match &claim.reason {
+                    Reason::Stolen { from } => (from.to_string(), rate(&claim.key)),
+                    other => panic!("line {line}: {other:?}"),
+                })
+                .collect();
+            taken.sort_by(|a, b| a.partial_cmp(b).expect("numbers"));
+            assert_eq!(taken, expected, "line {line}, seed {seed}");
+        }
+    }
+}
+
 #[test]
 fn by_throughput_one_hot_shard_weighs_as_much_as_many_cold_ones() {
     let rates = [900, 100, 100, 100, 100, 100, 100, 100, 100, 100];
