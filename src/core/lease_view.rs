@@ -272,6 +272,8 @@ mod tests {
         assert_eq!(view.observe(vec![row(Some("b"), 3)], later), std::slice::from_ref(&key));
         view.confirm(&key, Some(row(Some("a"), 70)), later);
         assert_eq!(view.next_expiry(&"me".into(), FAILOVER, later), Some(start + FAILOVER), "it was stale");
+        view.confirm(&key, Some(row(Some("a"), 3)), later);
+        assert_eq!(view.get(&key).map(|row| row.counter), Some(3), "anew, by the same holder");
         view.confirm(&key, Some(row(Some("b"), 3)), later);
         assert_eq!(view.next_expiry(&"me".into(), FAILOVER, later), Some(later + FAILOVER));
         assert_eq!(view.observe(vec![row(Some("b"), 4)], later), []);

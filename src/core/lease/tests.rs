@@ -531,3 +531,11 @@ fn proof_of_a_holding_never_goes_back() {
         assert_eq!(tenure.proven_at(), start + proven);
     }
 }
+
+#[test]
+fn only_a_shard_processed_to_its_end_is_finished() {
+    for (checkpoint, finished) in [(Checkpoint::Latest, false), (at(5), false), (Checkpoint::ShardEnd, true)]
+    {
+        assert_eq!(Lease::new(&"shardId-0".into(), checkpoint).is_finished(), finished);
+    }
+}
