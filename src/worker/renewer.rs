@@ -96,3 +96,15 @@ pub(super) fn cause(error: &dyn std::error::Error) -> String {
     }
     innermost.to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::io::LeaseError;
+
+    #[test]
+    fn the_cause_of_an_error_is_what_its_innermost_source_says() {
+        let refused = std::io::Error::other("connection refused");
+        let call = LeaseError::Unavailable { operation: "renew", source: Box::new(refused) };
+        assert_eq!(super::cause(&call), "connection refused");
+    }
+}

@@ -303,6 +303,21 @@ async fn an_outage_of_the_table_shorter_than_failover_time_costs_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_outage_that_ends_half_a_second_before_a_lease_does_costs_nothing() {
+    let world = World::shards(1);
+    let worker = run(world.worker("a").build(world.probe()).expect("valid"));
+    for _ in 0..20 {
+        let before = world.find_row(0).map(|row| row.counter);
+        until("a renewal", || world.find_row(0).map(|row| row.counter) > before).await;
+        world.faults.cut();
+        tokio::time::sleep(FAILOVER - SECOND / 2).await;
+        world.faults.heal();
+        tokio::time::sleep(SECOND).await;
+    }
+    assert_eq!((world.row(0).owner_switches, worker.stop().await.lost.len()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn after_a_long_outage_the_worker_goes_on_where_it_stopped() {
     let world = World::shards(2);
     world.put(0, [1]);
