@@ -6,6 +6,7 @@
 //! Terms follow the KCL's lease-count mode (`DynamoDBLeaseTaker`); the arithmetic is ours: stealing
 //! needs a difference of two, so every steal makes the spread smaller and no two workers trade a lease.
 
+mod scale;
 mod steals;
 
 use std::{
@@ -16,6 +17,7 @@ use std::{
 use rand::{Rng, seq::SliceRandom};
 use serde::{Deserialize, Serialize};
 
+use self::scale::{Even, Scale};
 use crate::core::{
     lease::{HandOff, Lease, LeaseKey, WorkerId},
     lease_view::{LeaseView, Standing},
@@ -33,6 +35,10 @@ pub enum Balance {
     /// `WORKER_UTILIZATION_AWARE` with throughput as its only measure.
     Throughput,
 }
+
+/// By throughput no lease is taken from a living worker more than twice in this time, but by one that has none:
+/// rates change, and leases must not follow them to and fro.
+const RESTLESS: Duration = Duration::from_secs(3600);
 
 /// What bounds the claims of one worker.
 #[derive(Debug, Clone, Copy)]
@@ -132,18 +138,21 @@ struct Load<'a> {
     kbps: f64,
     /// What may be taken from it.
     movable: Vec<&'a Lease>,
+    /// What might be, but has moved to and fro of late.
+    restless: Vec<&'a Lease>,
 }
 
 impl Load<'_> {
-    fn add(&mut self, lease: &Lease) {
+    fn add(&mut self, lease: &Lease, scale: &Scale) {
         self.count += 1;
-        self.kbps += lease.throughput_kbps.unwrap_or(0.0).max(0.0);
+        self.kbps += scale.kbps(lease);
     }
 }
 
 /// A lease that nobody holds any more.
 struct Open<'a> {
     key: &'a LeaseKey,
+    lease: &'a Lease,
     reason: Reason,
     since: Instant,
     /// Who held its parent, as far as was seen.
@@ -173,6 +182,7 @@ pub(crate) fn plan(
     // What we work on is our load although its row is gone, or waits for a parent that was made anew.
     let mut unseen = planner.held.len();
     let mut leaving = 0;
+    let scale = Scale::of(view.leases(), limits.balance);
     for seen in view.rows().filter(|seen| limits.let_begin(&seen.lease, view)) {
         let (lease, key) = (&seen.lease, &seen.lease.key);
         let own = lease.holder() == Some(me);
@@ -190,15 +200,15 @@ pub(crate) fn plan(
             // Asked for by another worker: its load already, though we still work on it.
             _ if held && lease.is_leaving(me) => {
                 leaving += 1;
-                loads.entry(lease.owner.as_ref().unwrap_or(me)).or_default().add(lease);
+                loads.entry(lease.owner.as_ref().unwrap_or(me)).or_default().add(lease, &scale);
             }
-            _ if held => mine.add(lease),
+            _ if held => mine.add(lease, &scale),
             Standing::Free { since } => {
                 let heir = lease.parents.iter().find_map(|parent| view.last_holder(&parent.into()));
-                open.push(Open { key, reason: Reason::Free, since, heir });
+                open.push(Open { key, lease, reason: Reason::Free, since, heir });
             }
             Standing::Held { .. } if own && asked.is_some() => {
-                mine.add(lease);
+                mine.add(lease, &scale);
                 let from = asked.map_or(me, HandOff::from).clone();
                 arrived.push(claim(Reason::HandedOver { from }));
             }
@@ -210,26 +220,29 @@ pub(crate) fn plan(
                 returned.push(claim(Reason::Expired));
             }
             Standing::Expired { since } => {
-                open.push(Open { key, reason: Reason::Expired, since, heir: None });
+                open.push(Open { key, lease, reason: Reason::Expired, since, heir: None });
             }
             Standing::Held { by, .. } if lease.is_coming_to(me) => {
-                mine.add(lease);
+                mine.add(lease, &scale);
                 if asked.is_some() && (overdue || lease.is_left()) {
                     arrived.push(claim(Reason::Stolen { from: by }));
                 }
             }
             // The look is older than our request, or the request is still on its way.
-            Standing::Held { .. } if asked.is_some() => mine.add(lease),
+            Standing::Held { .. } if asked.is_some() => mine.add(lease, &scale),
             // Under our own name but not ours: another process may use it. Wait until it expires.
             Standing::Held { .. } if own => {}
             Standing::Held { .. } => {
                 let load = loads.entry(lease.owner.as_ref().unwrap_or(me)).or_default();
-                load.add(lease);
+                load.add(lease, &scale);
                 // What is on its way from one worker to another is not taken from either, nor what waits for
                 // its holder to come back.
                 let free_to_go = lease.checkpoint_owner.is_none() && !planner.avoided.contains(key);
                 if free_to_go && view.is_alive(seen, limits.failover_time, now) {
-                    load.movable.push(lease);
+                    match limits.balance == Balance::Throughput && seen.is_restless(RESTLESS, now) {
+                        true => load.restless.push(lease),
+                        false => load.movable.push(lease),
+                    }
                 }
             }
             Standing::Finished => {}
@@ -241,17 +254,32 @@ pub(crate) fn plan(
     let room = limits.max_leases.saturating_sub(mine.count + leaving);
     let mut left_over: Vec<LeaseKey> = returned.iter().skip(room).map(|claim| claim.key.clone()).collect();
     returned.truncate(room);
-    let (mine_then, room) = (mine.count + returned.len(), room - returned.len());
-    let wanted = share.saturating_sub(mine_then);
+    for lease in returned.iter().filter_map(|claim| view.get(&claim.key)) {
+        mine.add(lease, &scale);
+    }
+    let room = room - returned.len();
+    let wanted = share.saturating_sub(mine.count);
+    let even = Even::new(scale, &mine, &loads, open.iter().map(|open| open.lease));
+    let mut weight = even.weight(&mine);
 
     // A worker that claims in an order of its own meets its peers' claims less often.
     open.shuffle(rng);
     let overdue = |open: &Open<'_>| now >= open.since + limits.patience;
-    open.sort_by_key(|open| (open.reason != Reason::Free, !overdue(open), open.heir != Some(me)));
+    // What is too heavy for our share comes last: somebody else may have room for it.
+    let heavy = |open: &Open<'_>| {
+        limits.balance == Balance::Throughput && weight + even.of(open.lease) > even.mean + even.margin()
+    };
+    open.sort_by_key(|open| {
+        (open.reason != Reason::Free, !overdue(open), heavy(open), open.heir != Some(me))
+    });
     let mut claims: Vec<Claim> = Vec::new();
     let mut awaited: BTreeMap<&WorkerId, usize> = BTreeMap::new();
     for open in open {
-        let within_share = claims.len() < wanted;
+        let within_share = match limits.balance {
+            Balance::Count => claims.len() < wanted,
+            // As long as a lease is free, somebody is below the mean.
+            Balance::Throughput => weight < even.mean,
+        };
         if planner.avoided.contains(open.key) {
             continue;
         }
@@ -260,7 +288,11 @@ pub(crate) fn plan(
             && now < open.since + limits.patience / 2
         {
             let awaited = awaited.entry(heir).or_default();
-            if load.count + *awaited < share {
+            let has_room = match limits.balance {
+                Balance::Count => load.count + *awaited < share,
+                Balance::Throughput => even.has_room(load, *awaited),
+            };
+            if has_room {
                 *awaited += 1;
                 continue;
             }
@@ -269,6 +301,7 @@ pub(crate) fn plan(
             // Others may still take it, within their share.
             left_over.extend(overdue(&open).then(|| open.key.clone()));
         } else if within_share || overdue(&open) {
+            weight += even.of(open.lease);
             claims.push(Claim { key: open.key.clone(), reason: open.reason, ask: false });
         }
     }
@@ -276,10 +309,10 @@ pub(crate) fn plan(
 
     let mut needed = planner.asked.len().saturating_sub(arrived.len());
     if claims.is_empty() && left_over.is_empty() && awaited.is_empty() {
-        let thief = steals::Thief { me, count: mine_then, kbps: mine.kbps, most: room };
+        let thief = steals::Thief { me, count: mine.count, weight, most: room };
         claims = match limits.balance {
             Balance::Count => steals::by_count(loads, thief, floor, share, rng),
-            Balance::Throughput => steals::by_throughput(loads, &thief, rng),
+            Balance::Throughput => steals::by_throughput(loads, &thief, &even, rng),
         };
         needed += claims.len();
         claims.truncate(limits.max_steals);

@@ -33,6 +33,8 @@ pub(crate) struct Seen {
     asked_at: Instant,
     /// Who holds the lease, or held it last, as far as was seen.
     last_holder: Option<WorkerId>,
+    /// When the last two moves from one worker to another were seen, the latest first.
+    moves: [Option<Instant>; 2],
 }
 
 /// Whether a lease can be claimed.
@@ -59,6 +61,7 @@ impl LeaseView {
         for lease in leases {
             let (mut moved_at, mut asked_at) = (now, now);
             let mut last_holder = lease.holder().cloned();
+            let mut moves = [None; 2];
             if let Some(seen) = known.remove(&lease.key) {
                 // A look may be stale and show an older counter again: that is no sign of life.
                 if seen.lease.counter > lease.counter && seen.lease.owner.is_some() {
@@ -73,9 +76,10 @@ impl LeaseView {
                 if hand_off(&seen.lease) == hand_off(&lease) {
                     asked_at = seen.asked_at;
                 }
+                moves = seen.moves_with(last_holder.as_ref(), now);
                 last_holder = last_holder.or(seen.last_holder);
             }
-            self.rows.insert(lease.key.clone(), Seen { lease, moved_at, asked_at, last_holder });
+            self.rows.insert(lease.key.clone(), Seen { lease, moved_at, asked_at, last_holder, moves });
         }
         doubtful
     }
@@ -87,9 +91,10 @@ impl LeaseView {
 
     /// Takes in a row that this worker has just written or read itself.
     pub(crate) fn note(&mut self, lease: Lease, now: Instant) {
-        let before = self.rows.remove(&lease.key).and_then(|seen| seen.last_holder);
-        let last_holder = lease.holder().cloned().or(before);
-        self.rows.insert(lease.key.clone(), Seen { lease, moved_at: now, asked_at: now, last_holder });
+        let before = self.rows.remove(&lease.key);
+        let moves = before.as_ref().map_or([None; 2], |seen| seen.moves_with(lease.holder(), now));
+        let last_holder = lease.holder().cloned().or_else(|| before?.last_holder);
+        self.rows.insert(lease.key.clone(), Seen { lease, moved_at: now, asked_at: now, last_holder, moves });
     }
 
     /// Takes in what a consistent read showed of a row, arrived at `now`: it counts even if it is older than
@@ -179,6 +184,17 @@ impl Seen {
     /// Since when the lease is on its way from one worker to another; none if it is not.
     pub(crate) fn asked_since(&self) -> Option<Instant> {
         self.lease.checkpoint_owner.as_ref().map(|_| self.asked_at)
+    }
+
+    /// The moves that were seen, if `holder` holds the lease at `now`.
+    fn moves_with(&self, holder: Option<&WorkerId>, now: Instant) -> [Option<Instant>; 2] {
+        let moved = holder.is_some() && self.last_holder.is_some() && holder != self.last_holder.as_ref();
+        if moved { [Some(now), self.moves[0]] } else { self.moves }
+    }
+
+    /// Whether the lease was seen to move twice in the last `time`.
+    pub(crate) fn is_restless(&self, time: Duration, now: Instant) -> bool {
+        self.moves[1].is_some_and(|before_last| now < before_last + time)
     }
 }
 

@@ -6,7 +6,7 @@
 //! heartbeat of its own. KCL: `DynamoDBLeaseRenewer`,
 //! which renews three times in it and again for each checkpoint.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::{Rng, RngExt};
 use tokio::select;
@@ -15,7 +15,11 @@ use tracing::{info, warn};
 use crate::{
     clock,
     config::Config,
-    core::{backoff::Backoff, balance::Balance},
+    core::{
+        backoff::Backoff,
+        balance::Balance,
+        throughput::{self, COMPARE_INTERVAL},
+    },
     error::LeaseLost,
     worker::{held_lease::WriteError, shard_link::ShardLink},
 };
@@ -27,6 +31,9 @@ pub(super) async fn keep(link: &ShardLink, config: &Config, rng: &mut impl Rng) 
     // Leases that were claimed together are renewed apart, from the first time on.
     let mut early = config.renew_after().mul_f64(rng.random_range(0.0..1.0));
     let mut not_before = clock::now();
+    // A row that rests would go on to say what its shard brought long ago.
+    let weighed = config.balance == Balance::Throughput;
+    let mut compare_at = weighed.then(|| clock::now() + COMPARE_INTERVAL.mul_f64(rng.random_range(0.2..1.0)));
     loop {
         let write = link.write_due();
         // What is to be written soon anyway renews: not a moment before it is due.
@@ -36,7 +43,7 @@ pub(super) async fn keep(link: &ShardLink, config: &Config, rng: &mut impl Rng) 
             write.map_or(renewal, |write| write.min(renewal)).max(not_before)
         };
         let stall = link.owed_since().map(|since| since + config.stall_timeout);
-        let wake = stall.map_or_else(&due, |stall| stall.min(due()));
+        let wake = [stall, compare_at].into_iter().flatten().fold(due(), Instant::min);
         select! {
             biased;
             why = link.held.lost() => return why,
@@ -49,12 +56,18 @@ pub(super) async fn keep(link: &ShardLink, config: &Config, rng: &mut impl Rng) 
             link.held.lose(LeaseLost::Stalled);
             return LeaseLost::Stalled;
         }
+        let mut off = false;
+        if compare_at.is_some_and(|at| clock::now() >= at) {
+            compare_at = Some(clock::now() + COMPARE_INTERVAL);
+            let stored = link.held.row().await.throughput_kbps;
+            off = link.throughput_kbps().is_some_and(|kbps| throughput::is_off(stored, kbps));
+        }
         // A heartbeat or a look may have put the renewal off meanwhile.
-        if clock::now() < due() {
+        if clock::now() < due() && !off {
             continue;
         }
-        if config.balance == Balance::Throughput {
-            link.held.measured(link.throughput_kbps()).await;
+        if weighed && let Some(kbps) = link.throughput_kbps() {
+            link.held.measured(kbps).await;
         }
         let result = match link.unwritten() {
             Some(_) => link.flush().await,

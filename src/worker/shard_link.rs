@@ -294,9 +294,11 @@ impl ShardLink {
         self.is_hungry.load(Ordering::Acquire)
     }
 
-    /// What the shard brings, in KiB/s.
-    pub(super) fn throughput_kbps(&self) -> f64 {
-        self.state().meter.read(clock::now())
+    /// What the shard brings, in KiB/s; none if that is not known yet.
+    pub(super) fn throughput_kbps(&self) -> Option<f64> {
+        let meter = &mut self.state().meter;
+        let kbps = meter.read(clock::now());
+        meter.is_known().then_some(kbps)
     }
 
     fn lag(&self) -> MutexGuard<'_, Lag> {

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use kinesis_consumer::{Balance, ClaimReason, Config, Event, OnShutdown};
+use kinesis_consumer::{Balance, ClaimReason, Config, Event, Heartbeat, OnShutdown};
 use tokio::time::{Instant, sleep};
 
 use crate::world::{FAILOVER, Running, SECOND, World, config, event, run, until};
@@ -163,5 +163,33 @@ async fn by_throughput_a_worker_with_a_hot_shard_holds_fewer_and_then_nothing_mo
     assert!(world.row(0).throughput_kbps.is_some_and(|kbps| (8.0..12.0).contains(&kbps)));
     for worker in workers {
         worker.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn by_throughput_what_was_hot_counts_for_nothing_once_it_has_been_idle_for_long() {
+    for heartbeat in [Heartbeat::Lease, Heartbeat::Worker] {
+        let world = World::shards(6);
+        let idle_time_between_reads = 10 * SECOND;
+        let config = Config { balance: Balance::Throughput, heartbeat, idle_time_between_reads, ..config() };
+        let start = |name| run(world.worker_with(name, config.clone()).build(world.probe()).expect("valid"));
+        let workers = ["a", "b"].map(start);
+        let beside = || {
+            let owners = world.owners();
+            owners.iter().filter(|owner| **owner == owners[0]).count() - 1
+        };
+        for _ in 0..180 {
+            world.put(0, ["x".repeat(100_000)]);
+            for shard in 1..6 {
+                world.put(shard, ["x".repeat(2000)]);
+            }
+            sleep(10 * SECOND).await;
+        }
+        assert_eq!(beside(), 0, "{heartbeat:?}: one shard brings ten times as much as the others together");
+        sleep(7200 * SECOND).await;
+        assert_eq!(beside(), 2, "{heartbeat:?}: {:?}", world.table.rows());
+        for worker in workers {
+            worker.stop().await;
+        }
     }
 }

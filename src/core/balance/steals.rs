@@ -7,17 +7,15 @@ use std::collections::BTreeMap;
 
 use rand::{Rng, seq::SliceRandom};
 
-use super::{Claim, Load, Reason};
+use super::{Claim, Load, Reason, scale::Even};
 use crate::core::lease::{Lease, WorkerId};
-
-/// Loads may differ from their mean by this part of it. KCL: `reBalanceThresholdPercentage`.
-const TOLERANCE: f64 = 0.1;
 
 /// What a worker that steals has, and how much it may take.
 pub(super) struct Thief<'a> {
     pub(super) me: &'a WorkerId,
     pub(super) count: usize,
-    pub(super) kbps: f64,
+    /// Of use by throughput only.
+    pub(super) weight: f64,
     pub(super) most: usize,
 }
 
@@ -74,22 +72,22 @@ pub(super) fn by_count(
 pub(super) fn by_throughput(
     loads: BTreeMap<&WorkerId, Load<'_>>,
     thief: &Thief<'_>,
+    even: &Even,
     rng: &mut impl Rng,
 ) -> Vec<Claim> {
     let mut claims = Vec::new();
-    let (count, kbps) = loads
-        .values()
-        .fold((thief.count, thief.kbps), |(count, kbps), load| (count + load.count, kbps + load.kbps));
-    // An idle shard weighs something too, or all of them would end with one worker.
-    let least = (kbps / count.max(1) as f64 * TOLERANCE).max(1.0);
-    let weight = |count: usize, kbps: f64| kbps + least * count as f64;
-    let of = |lease: &Lease| weight(1, lease.throughput_kbps.unwrap_or(0.0).max(0.0));
-    let mean = weight(count, kbps) / (loads.len() + 1) as f64;
-    let margin = mean * TOLERANCE;
-    let mut mine = weight(thief.count, thief.kbps);
+    let (mean, margin, mut mine) = (even.mean, even.margin(), thief.weight);
+    let of = |lease: &Lease| even.of(lease);
     let mut victims: Vec<(&WorkerId, f64, Vec<&Lease>)> = loads
         .into_iter()
-        .map(|(from, load)| (from, weight(load.count, load.kbps), load.movable))
+        .map(|(from, mut load)| {
+            let weight = even.weight(&load);
+            // Who has nothing cannot trade.
+            if thief.count == 0 {
+                load.movable.append(&mut load.restless);
+            }
+            (from, weight, load.movable)
+        })
         .filter(|(_, load, _)| *load > mean + margin)
         .collect();
     victims.shuffle(rng);

@@ -6,6 +6,7 @@ use crate::core::{
     lease::{Checkpoint, Lease},
     shard::ShardId,
     testdata::{Row, rows},
+    throughput::Meter,
 };
 
 const CASES: &str = include_str!("../testdata/taker.txt");
@@ -711,6 +712,127 @@ fn by_throughput_idle_shards_are_spread_by_number() {
 fn by_throughput_a_difference_within_a_tenth_is_left_alone() {
     let rates = [100, 100, 105, 105];
     assert_eq!(settle_by_throughput(&rates, vec![0, 0, 1, 1], 2, 1).1, 0);
+}
+
+#[test]
+fn by_throughput_free_leases_go_to_whom_they_make_even() {
+    let now = Instant::now();
+    let row = |n: usize, owner: Option<&str>, kbps: Option<u32>| Lease {
+        owner: owner.map(WorkerId::from),
+        throughput_kbps: kbps.map(f64::from),
+        ..Lease::new(&shard(n), Checkpoint::TrimHorizon)
+    };
+    let claims = |me: &str, rows: Vec<Lease>| {
+        let mut view = LeaseView::default();
+        view.observe(rows, now);
+        let table = Table { view, now };
+        keys(&table.plan(me, &Limits { balance: Balance::Throughput, ..limits() }))
+    };
+    // `a` has one lease, and more than half of the load.
+    let rows = |free: [Option<u32>; 3]| {
+        let held = [row(1, Some("a"), Some(500)), row(2, Some("b"), Some(50)), row(3, Some("b"), Some(50))];
+        held.into_iter().chain((4..).zip(free).map(|(n, kbps)| row(n, None, kbps))).collect()
+    };
+    let even: Vec<Lease> = rows([Some(100), Some(100), Some(100)]);
+    assert_eq!((claims("a", even.clone()), claims("b", even)), (vec![], vec![4, 5, 6]));
+    // What is not known counts as much as the others do on average.
+    let unknown: Vec<Lease> = rows([None, None, None]);
+    assert_eq!((claims("a", unknown.clone()).len(), claims("b", unknown).len()), (1, 3));
+    // The heavy one is left to whoever has room for it, but not by everybody.
+    let heavy: Vec<Lease> = rows([Some(1000), Some(10), Some(10)]);
+    let (a, b) = (claims("a", heavy.clone()), claims("b", heavy));
+    assert!(a.contains(&4) || b.contains(&4), "{a:?} {b:?}");
+}
+
+/// The moves of each lease, in steps, of workers that watch one another balance by throughput for that many
+/// steps of 20 s; `kbps` is what a shard brings at a step.
+fn moves_at(
+    shards: usize,
+    workers: usize,
+    steps: u32,
+    seed: u64,
+    kbps: impl Fn(usize, u32) -> u32,
+) -> Vec<Vec<u32>> {
+    let step = Duration::from_secs(20);
+    let (mut rng, start) = (StdRng::seed_from_u64(seed), Instant::now());
+    let limits = Limits { balance: Balance::Throughput, failover_time: step * 2, ..limits() };
+    let name = |w: usize| WorkerId::from(format!("w{w}"));
+    let mut owners: Vec<usize> = (0..shards).map(|n| n % workers).collect();
+    let mut meters: Vec<Meter> = (0..shards).map(|_| Meter::new(None, start)).collect();
+    let mut views: Vec<LeaseView> = (0..workers).map(|_| LeaseView::default()).collect();
+    let mut moves = vec![Vec::new(); shards];
+    for n in 1..=steps {
+        let now = start + step * n;
+        let rates: Vec<f64> = meters
+            .iter_mut()
+            .enumerate()
+            .map(|(shard, meter)| {
+                meter.add(kbps(shard, n) as usize * 1024 * 20);
+                meter.read(now)
+            })
+            .collect();
+        let look = |owners: &[usize]| -> Vec<Lease> {
+            let lease = |(n_th, owner): (usize, &usize)| Lease {
+                owner: Some(name(*owner)),
+                counter: u64::from(n) * 10,
+                throughput_kbps: Some(rates[n_th]),
+                ..Lease::new(&shard(n_th), Checkpoint::TrimHorizon)
+            };
+            owners.iter().enumerate().map(lease).collect()
+        };
+        views.iter_mut().for_each(|view| view.observe(look(&owners), now).clear());
+        for me in 0..workers {
+            let mine = (0..shards).filter(|n| owners[*n] == me).map(|n| (&shard(n)).into()).collect();
+            let plan = by(&name(me), &mine, |planner| plan(&views[me], planner, &limits, now, &mut rng));
+            for moved in keys(&plan) {
+                owners[moved] = me;
+                moves[moved].push(n);
+                views.iter_mut().for_each(|view| view.observe(look(&owners), now).clear());
+            }
+        }
+    }
+    moves
+}
+
+#[test]
+fn by_throughput_shards_that_burst_in_turn_stay_where_they_are() {
+    // Two minutes: three steps the one, three the other.
+    let kbps = |shard: usize, n: u32| match shard {
+        0 | 1 => {
+            if (n / 3) as usize % 2 == shard {
+                2000
+            } else {
+                0
+            }
+        }
+        _ => 100,
+    };
+    for seed in 0..10 {
+        let moves = moves_at(8, 2, 6 * 180, seed, kbps);
+        // Until each has been seen to burst once or twice.
+        let late = moves.iter().flatten().filter(|step| **step > 30).count();
+        assert_eq!(late, 0, "{moves:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn by_throughput_no_lease_moves_more_than_twice_an_hour_however_rates_change(
+        rates in prop::collection::vec((0u32..3000, 0u32..3000, 1u32..200, 0u32..200), 4..14),
+        workers in 2usize..5,
+        seed: u64,
+    ) {
+        let kbps = |shard: usize, n: u32| {
+            let (one, other, half_period, shift) = rates[shard];
+            if ((n + shift) / half_period).is_multiple_of(2) { one } else { other }
+        };
+        let moves = moves_at(rates.len(), workers, 4 * 180, seed, kbps);
+        for moves in &moves {
+            prop_assert!(moves.windows(3).all(|three| three[2] - three[0] >= 180), "{:?}", moves);
+        }
+    }
 }
 
 proptest! {
