@@ -714,6 +714,16 @@ mod tests {
         // The other parent of the merged shard has no lease yet: its own comes first.
         assert_eq!(generations("1! 2 3 4!", TRIM_HORIZON), "5 6 | 7");
         assert_eq!(numbers(&missing(&listed, &leases("0"), TRIM_HORIZON, false)), "", "who waits makes none");
+        let made = |table| {
+            let mut rows = leases(table);
+            for row in &mut rows {
+                let shard = listed.iter().find(|shard| shard.id == row.key.shard()).expect("listed");
+                row.parents.clone_from(&shard.parents);
+            }
+            numbers(&to_make_at_once(&listed, &rows, TRIM_HORIZON, |_| false))
+        };
+        assert_eq!(made("0"), "1 2");
+        assert_eq!(made("1! 5"), "2 3 4 6", "the row of 2 was removed before its end");
     }
 
     #[test]
