@@ -180,7 +180,8 @@ pub enum InitialPosition {
     /// With the oldest record.
     TrimHorizon,
     /// With the records that arrive from the application's first start on. That moment is kept in the
-    /// lease table, so a restart before the first checkpoint skips nothing.
+    /// lease table, so a restart before the first checkpoint skips nothing. Where the host's clock is ahead of the
+    /// stream's, by two seconds or more, it is by the stream's.
     Latest,
     /// With the first record that arrived at this time or later; written as `2026-11-22T08:30:00Z`.
     AtTimestamp(#[serde(with = "humantime_serde")] SystemTime),

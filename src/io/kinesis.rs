@@ -5,15 +5,19 @@
 
 use std::{
     fmt,
+    sync::{Arc, OnceLock},
     time::{Duration, SystemTime},
 };
 
 use async_trait::async_trait;
 use aws_sdk_kinesis::{
     Client,
+    config::{
+        ConfigBag, Intercept, RuntimeComponents, interceptors::BeforeDeserializationInterceptorContextRef,
+    },
     error::{ProvideErrorMetadata, SdkError},
     operation::{get_shard_iterator::builders::GetShardIteratorFluentBuilder, list_shards::ListShardsOutput},
-    primitives::DateTime,
+    primitives::{DateTime, DateTimeFormat},
     types::{self, ShardFilterType, ShardIteratorType},
 };
 use bytes::Bytes;
@@ -122,13 +126,16 @@ impl RecordSource for KinesisSource {
     async fn describe(&self) -> Result<StreamDescription, SourceError> {
         let call = self.client.describe_stream_summary();
         let call = call.set_stream_name(self.name.clone()).set_stream_arn(self.arn.clone());
-        let output = call.send().await.map_err(|error| meaning(error, DESCRIBE, || self.no_stream()))?;
+        let date = Date::default();
+        let sent = call.customize().interceptor(date.clone()).send().await;
+        let output = sent.map_err(|error| meaning(error, DESCRIBE, || self.no_stream()))?;
         let summary = output.stream_description_summary;
         let summary = summary.ok_or_else(|| unavailable(DESCRIBE, "the answer has no summary"))?;
         let created_at = system_time(&summary.stream_creation_timestamp);
         let hours = u64::try_from(summary.retention_period_hours).ok();
         let retention = hours.filter(|hours| *hours > 0).map(|hours| Duration::from_secs(3600 * hours));
-        Ok(StreamDescription { arn: summary.stream_arn, created_at, retention })
+        let described_at = date.0.get().copied();
+        Ok(StreamDescription { arn: summary.stream_arn, created_at, retention, described_at })
     }
 
     async fn list_shards(&self, filter: ShardFilter) -> Result<Vec<Shard>, SourceError> {
@@ -172,6 +179,30 @@ impl RecordSource for KinesisSource {
                 output.millis_behind_latest.and_then(|behind| behind.try_into().ok()).unwrap_or(0),
             ),
         })
+    }
+}
+
+/// The date of an answer, which the SDK's outputs leave out.
+#[derive(Clone, Default, Debug)]
+struct Date(Arc<OnceLock<SystemTime>>);
+
+impl Intercept for Date {
+    fn name(&self) -> &'static str {
+        "Date"
+    }
+
+    fn read_before_deserialization(
+        &self,
+        context: &BeforeDeserializationInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let date = context.response().headers().get("date");
+        let date = date.and_then(|date| DateTime::from_str(date, DateTimeFormat::HttpDate).ok());
+        if let Some(date) = date {
+            self.0.get_or_init(|| system_time(&date));
+        }
+        Ok(())
     }
 }
 

@@ -198,6 +198,9 @@ pub struct StreamDescription {
     pub created_at: SystemTime,
     /// How long it keeps records; none if that is not known.
     pub retention: Option<Duration>,
+    /// The time by the stream's own clock when it was described, at most a second early; none if that is unknown.
+    /// A worker compares it with its host's clock, which may be wrong.
+    pub described_at: Option<SystemTime>,
 }
 
 impl StreamDescription {

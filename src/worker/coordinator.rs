@@ -97,6 +97,8 @@ pub(super) struct Coordinator {
     retention: Option<Duration>,
     /// Shards whose processing is so far behind that it was told, and whether records are gone.
     overdue: BTreeMap<LeaseKey, bool>,
+    /// How much this host's clock is ahead of the stream's, at most.
+    ahead: Duration,
     begin: Begin,
     view: LeaseView,
     holes: HoleWatch,
@@ -152,7 +154,8 @@ impl Coordinator {
         };
         let begin = match parts.config.initial_position {
             InitialPosition::TrimHorizon => Begin::TrimHorizon,
-            InitialPosition::Latest => Begin::Latest { pinned_millis: millis(first_start) },
+            // A time that has not come yet at the stream would skip what arrives until then.
+            InitialPosition::Latest => Begin::Latest { pinned_millis: millis(first_start - found.ahead) },
             InitialPosition::AtTimestamp(at) => Begin::Timestamp { millis: millis(at) },
         };
         let mut settled_parents = shard_sync::absent_parents(found.rows.leases.iter());
@@ -167,6 +170,7 @@ impl Coordinator {
             identity: found.identity,
             retention: found.retention,
             overdue: BTreeMap::new(),
+            ahead: found.ahead,
             begin,
             view,
             holes: HoleWatch::new(LOOKS_BEFORE_REPAIR),

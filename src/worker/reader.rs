@@ -29,7 +29,9 @@ use crate::{
         shard::{ChildShard, Position, Shard, ShardId},
         shard_sync,
     },
-    io::{LeaseError, Page, RecordSource, ShardFilter, ShardIterator, SourceError, StartFrom},
+    io::{
+        LeaseError, Page, RecordSource, ShardFilter, ShardIterator, SourceError, StartFrom, StreamDescription,
+    },
     worker::{
         faults::Faults,
         renewer::cause,
@@ -44,6 +46,8 @@ const REFUSALS: u32 = 3;
 const READ_CALLS: u32 = 2;
 /// A listing comes in pages, and rows may be looked at after it.
 const LISTING_CALLS: u32 = 6;
+/// A clock that is ahead by less may be right.
+const LEAST_SKEW: Duration = Duration::from_secs(2);
 /// Budget is counted in these, so that a semaphore can hold it.
 const BUDGET_UNIT: usize = 1024;
 
@@ -52,15 +56,23 @@ pub(super) fn budget(bytes: usize) -> Semaphore {
     Semaphore::new((bytes / BUDGET_UNIT).min(Semaphore::MAX_PERMITS))
 }
 
+/// How much this host's clock is ahead of that of the stream, whose description has come just now; none if
+/// it may be right: an answer's date has whole seconds, and takes its time to come.
+pub(super) fn host_ahead_of(stream: &StreamDescription) -> Duration {
+    let ahead = stream.described_at.and_then(|there| clock::wall().duration_since(there).ok());
+    ahead.filter(|ahead| *ahead > LEAST_SKEW).unwrap_or_default()
+}
+
 /// Where reading of a shard begins, and up to where its records are done already.
 ///
 /// Always *at* the checkpoint, never after it: a checkpoint inside an aggregated record leaves a rest to
 /// deliver. `pinned_millis` is the application's first start, for leases that have not begun; one that an
-/// operator reset has a start of its own.
+/// operator reset has a start of its own. `ahead` is by how much the host's clock is ahead of the stream's.
 pub(super) fn start_of(
     row: &Lease,
     pinned_millis: Option<u64>,
     configured: Option<SystemTime>,
+    ahead: Duration,
 ) -> (StartFrom, Option<Position>) {
     let pinned_millis = if row.reset_millis.is_some() { row.start_millis } else { pinned_millis };
     let pinned = pinned_millis.map(|millis| SystemTime::UNIX_EPOCH + Duration::from_millis(millis));
@@ -68,7 +80,7 @@ pub(super) fn start_of(
         Checkpoint::At(position) => (StartFrom::At(position.sequence.clone()), Some(position.clone())),
         Checkpoint::TrimHorizon | Checkpoint::ShardEnd => (StartFrom::TrimHorizon, None),
         // A row of the Java KCL pins nothing: it counts from now, as it does there.
-        Checkpoint::Latest => (StartFrom::Timestamp(pinned.unwrap_or_else(clock::wall)), None),
+        Checkpoint::Latest => (StartFrom::Timestamp(pinned.unwrap_or_else(|| clock::wall() - ahead)), None),
         // Without any timestamp the oldest record skips nothing.
         Checkpoint::AtTimestamp => match pinned.or(configured) {
             Some(at) => (StartFrom::Timestamp(at), None),

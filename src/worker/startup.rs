@@ -21,7 +21,7 @@ use crate::{
     },
     error::WorkerError,
     io::{BoxError, LeaseError, LeaseStore, RecordSource, Rows, ShardFilter, SourceError, StartFrom},
-    worker::{faults::Faults, renewer::cause},
+    worker::{faults::Faults, reader, renewer::cause},
 };
 
 /// How long AWS may be out of reach at start before the worker gives up and says so.
@@ -37,6 +37,8 @@ pub(super) struct Found {
     pub(super) retention: Option<Duration>,
     /// All shards of the stream.
     pub(super) listed: Vec<Shard>,
+    /// How much this host's clock is ahead of the stream's, at most.
+    pub(super) ahead: Duration,
 }
 
 /// Checks the stream, then the table.
@@ -49,6 +51,10 @@ pub(super) async fn check(
 ) -> Result<Found, WorkerError> {
     let until = clock::now() + PATIENCE;
     let stream = patiently(until, rng, "describe the stream", || source.describe()).await?;
+    let ahead = reader::host_ahead_of(&stream);
+    if !ahead.is_zero() {
+        warn!(?ahead, "this host's clock is ahead of the stream's; is it kept by NTP?");
+    }
     let listed = patiently(until, rng, "list the shards", || source.list_shards(ShardFilter::All)).await?;
     let open: Vec<&Shard> = listed.iter().filter(|shard| shard.is_open()).collect();
     if let Some(shard) = open.choose(rng) {
@@ -71,7 +77,7 @@ pub(super) async fn check(
     if let Some(why) = audit::belongs_elsewhere(&rows.leases, &listed, &identity) {
         return Err(WorkerError::WrongTable { table: table.into(), why });
     }
-    Ok(Found { identity, rows, retention: stream.retention, listed })
+    Ok(Found { identity, rows, retention: stream.retention, listed, ahead })
 }
 
 /// Tries every call that the work needs, in a way that changes nothing, so that a refused permission is

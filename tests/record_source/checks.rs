@@ -27,6 +27,7 @@ macro_rules! checks {
 
 checks! {
     a_stream_made_again_has_another_identity,
+    a_description_says_what_time_it_is_at_the_stream,
     a_missing_stream_and_a_missing_shard_are_told_apart,
     a_deleted_stream_leaves_its_iterators_without_a_shard,
     a_new_stream_covers_every_hash_key_once,
@@ -70,6 +71,15 @@ async fn a_stream_made_again_has_another_identity(world: Arc<World>) {
         identity().await.filter(|identity| *identity != before)
     })
     .await;
+}
+
+async fn a_description_says_what_time_it_is_at_the_stream(world: Arc<World>) {
+    let stage = world.stage(1).await;
+    #[expect(clippy::disallowed_methods, reason = "the date is what is compared")]
+    let now = SystemTime::now();
+    let described_at = stage.source.describe().await.unwrap().described_at.unwrap();
+    let off = now.duration_since(described_at).unwrap_or_else(|ahead| ahead.duration());
+    assert!(off < Duration::from_secs(30), "{off:?}");
 }
 
 async fn a_missing_stream_and_a_missing_shard_are_told_apart(world: Arc<World>) {

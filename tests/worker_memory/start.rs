@@ -5,6 +5,7 @@ use kinesis_consumer::{
     io::{
         LeaseError, LeaseStore,
         faulty::{Fault, Faults, Op},
+        memory::MemoryStream,
     },
 };
 use tokio::time::Instant;
@@ -26,6 +27,25 @@ async fn latest_begins_with_what_arrives_after_the_first_start_of_the_applicatio
     world.checkpoint_at(0, "new").await;
     worker.stop().await;
     assert_eq!(world.trace.records(0), ["new"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn latest_skips_nothing_where_the_hosts_clock_is_ahead_of_the_streams() {
+    // A row of the KCL's says only LATEST: it counts from the claim.
+    for of_kcl in [false, true] {
+        let world = World::of(MemoryStream::new("stream", 1).with_clock_behind(300 * SECOND));
+        if of_kcl {
+            world.table.put_row(Lease::new(&world.shard(0), Checkpoint::Latest));
+        }
+        world.put(0, ["old"]);
+        tokio::time::sleep(SECOND).await;
+        let worker = run(world.worker_with("a", latest()).build(world.probe()).expect("valid"));
+        tokio::time::sleep(SECOND).await;
+        world.put(0, ["new"]);
+        world.checkpoint_at(0, "new").await;
+        worker.stop().await;
+        assert_eq!(world.trace.records(0), ["new"]);
+    }
 }
 
 #[tokio::test(start_paused = true)]

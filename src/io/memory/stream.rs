@@ -58,6 +58,8 @@ struct State {
     now: u64,
     /// How much the stream's clock is ahead: it was deleted and made again faster than AWS can.
     ahead: u64,
+    /// How much it is behind that of the hosts.
+    behind: u64,
 }
 
 impl MemoryStream {
@@ -68,7 +70,7 @@ impl MemoryStream {
     pub fn new(name: &str, shards: usize) -> Self {
         let now = numbers::millis(clock::wall());
         let model = Model::new(name, shards, now);
-        Self { state: Arc::new(Mutex::new(State { model, now, ahead: 0 })) }
+        Self { state: Arc::new(Mutex::new(State { model, now, ahead: 0, behind: 0 })) }
     }
 
     /// Enforces `limits` on reads, and on what comes in through a local server.
@@ -82,6 +84,18 @@ impl MemoryStream {
     #[must_use]
     pub fn with_iterator_lifetime(self, lifetime: Duration) -> Self {
         self.lock().model.settings.iterator_lifetime = lifetime;
+        self
+    }
+
+    /// Lets the stream's clock be that much behind that of the hosts, whose clocks are wrong. For a stream that
+    /// has no records yet.
+    #[must_use]
+    pub fn with_clock_behind(self, behind: Duration) -> Self {
+        let mut state = self.lock();
+        (state.now, state.behind) = (0, u64::try_from(behind.as_millis()).unwrap_or(u64::MAX));
+        let (now, shards) = (state.tick(), state.model.open_shards().len());
+        state.model.create(shards, now);
+        drop(state);
         self
     }
 
@@ -212,7 +226,8 @@ impl MemoryStream {
 
 impl State {
     fn tick(&mut self) -> u64 {
-        self.now = self.now.max(numbers::millis(clock::wall()) + self.ahead);
+        let wall = numbers::millis(clock::wall()).saturating_sub(self.behind);
+        self.now = self.now.max(wall + self.ahead);
         self.now
     }
 }
@@ -226,10 +241,11 @@ impl fmt::Debug for MemoryStream {
 #[async_trait]
 impl RecordSource for MemoryStream {
     async fn describe(&self) -> Result<StreamDescription, SourceError> {
-        self.step(|model, _| {
+        self.step(|model, now| {
             model.is_there().map_err(|refusal| source_error(refusal, "describe the stream"))?;
             let (created_at, retention) = (numbers::time(model.created), Some(model.retention));
-            Ok(StreamDescription { arn: model.arn(), created_at, retention })
+            let described_at = Some(numbers::time(now));
+            Ok(StreamDescription { arn: model.arn(), created_at, retention, described_at })
         })
     }
 
@@ -341,6 +357,21 @@ mod tests {
         let page = stream.read(&shard, &at, 10).await.unwrap();
         assert_eq!((page.records.len(), page.next), (1, None));
         assert_eq!(page.children.into_iter().map(|child| child.id).collect::<Vec<_>>(), children);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_time_that_has_not_come_by_the_streams_clock_is_refused() {
+        let stream = MemoryStream::new("s", 1).with_clock_behind(Duration::from_secs(300));
+        let shard = stream.open_shards()[0].id.clone();
+        let described = stream.describe().await.unwrap();
+        let behind = clock::wall().duration_since(described.described_at.unwrap()).unwrap();
+        assert_eq!(behind.as_secs(), 300);
+        let open = async |at| stream.open(&shard, &StartFrom::Timestamp(at)).await.is_ok();
+        assert!(open(described.described_at.unwrap()).await);
+        let hosts = clock::wall();
+        assert!(!open(hosts).await);
+        clock::sleep(Duration::from_secs(300)).await;
+        assert!(open(hosts).await);
     }
 
     #[tokio::test(start_paused = true)]

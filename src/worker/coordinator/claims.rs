@@ -198,7 +198,7 @@ impl Coordinator {
             InitialPosition::AtTimestamp(at) => Some(at),
             _ => None,
         };
-        let start = reader::start_of(&row, self.view.pinned_start(), configured);
+        let start = reader::start_of(&row, self.view.pinned_start(), configured, self.ahead);
         let checkpoint_interval = parts.config.checkpoint_interval;
         let terms = Terms {
             keep_on_drain: parts.config.on_shutdown == OnShutdown::Keep,
