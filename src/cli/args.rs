@@ -251,7 +251,7 @@ pub(super) struct Cost {
     /// The workers' checkpoint_interval.
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
     pub(super) checkpoint_interval: Duration,
-    /// The workers' scan_budget, in read units a second.
+    /// The workers' scan_budget, in read units a second for 25 leases of a worker, or fewer.
     #[arg(long, value_name = "N", default_value_t = 5.0)]
     pub(super) scan_budget: f64,
     /// The size of a lease row.

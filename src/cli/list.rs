@@ -20,7 +20,7 @@ pub(super) async fn run(place: &Place) -> Result<(), Trouble> {
         return tables(place).await;
     }
     let store = place.store().await?;
-    let Rows { leases, workers: beats } = place.scan(&*store).await?;
+    let Rows { leases, workers: beats, .. } = place.scan(&*store).await?;
     let states: Vec<State> =
         leases.iter().map(|lease| state(lease, |shard| find(&leases, shard), false)).collect();
     let mut workers: BTreeMap<&str, usize> = BTreeMap::new();

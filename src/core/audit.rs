@@ -77,6 +77,11 @@ impl HoleWatch {
         self.seen = holes.iter().map(|hole| (*hole, times(hole))).collect();
         self.seen.values().any(|times| *times >= self.looks)
     }
+
+    /// Whether a hole may count soon: the next looks tell.
+    pub(crate) fn is_doubtful(&self) -> bool {
+        self.seen.values().any(|times| *times < self.looks)
+    }
 }
 
 impl Default for HoleWatch {

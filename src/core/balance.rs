@@ -57,6 +57,11 @@ pub(crate) struct Limits {
     /// at their own limit, or stopping, which nobody else knows. KCL: the "very old" rule, 3 x
     /// `failoverTimeMillis`.
     pub(crate) patience: Duration,
+    /// Where looks are rare, how many each worker makes in the time that an expired lease, or a free one, may
+    /// wait for one. Then those who look take the leases of those who do not, beyond their share; the spread is
+    /// mended later, by hand-offs.
+    pub(crate) looks_at_expired: Option<f64>,
+    pub(crate) looks_at_free: Option<f64>,
     /// How long a holder may take to hand a lease over before it is stolen from it. KCL:
     /// `gracefulLeaseHandoffTimeoutMillis` and `failoverTimeMillis`, 40 s.
     pub(crate) hand_off_timeout: Duration,
@@ -183,6 +188,7 @@ pub(crate) fn plan(
     let mut unseen = planner.held.len();
     let mut leaving = 0;
     let scale = Scale::of(view.leases(), limits.balance);
+    let rare = limits.looks_at_expired.is_some();
     for seen in view.rows().filter(|seen| limits.let_begin(&seen.lease, view)) {
         let (lease, key) = (&seen.lease, &seen.lease.key);
         let own = lease.holder() == Some(me);
@@ -204,7 +210,12 @@ pub(crate) fn plan(
             }
             _ if held => mine.add(lease, &scale),
             Standing::Free { since } => {
-                let heir = lease.parents.iter().find_map(|parent| view.last_holder(&parent.into()));
+                let mut heirs =
+                    lease.parents.iter().filter_map(|parent| view.last_holder(&parent.into())).peekable();
+                // Where looks are rare, who read the parent that ended last is the first to know that the child
+                // may begin; where they are not, all agree on the first parent's.
+                let first = heirs.peek().copied();
+                let heir = heirs.find(|heir| rare && *heir == me).or(first);
                 open.push(Open { key, lease, reason: Reason::Free, since, heir });
             }
             Standing::Held { .. } if own && asked.is_some() => {
@@ -272,6 +283,13 @@ pub(crate) fn plan(
     open.sort_by_key(|open| {
         (open.reason != Reason::Free, !overdue(open), heavy(open), open.heir != Some(me))
     });
+    let hasty = |looks: Option<f64>, reason: &Reason| {
+        let found = open.iter().filter(|open| open.reason == *reason && !planner.avoided.contains(open.key));
+        looks.map_or(0, |looks| (found.count() as f64 / (workers as f64 * looks).max(1.0)).ceil() as usize)
+    };
+    let hasty = hasty(limits.looks_at_expired, &Reason::Expired) + hasty(limits.looks_at_free, &Reason::Free);
+    // What this worker has just made to begin others may see only after a while.
+    let inherited = |open: &Open<'_>| rare && open.heir == Some(me);
     let mut claims: Vec<Claim> = Vec::new();
     let mut awaited: BTreeMap<&WorkerId, usize> = BTreeMap::new();
     for open in open {
@@ -300,7 +318,7 @@ pub(crate) fn plan(
         if claims.len() >= room {
             // Others may still take it, within their share.
             left_over.extend(overdue(&open).then(|| open.key.clone()));
-        } else if within_share || overdue(&open) {
+        } else if within_share || overdue(&open) || claims.len() < hasty || inherited(&open) {
             weight += even.of(open.lease);
             claims.push(Claim { key: open.key.clone(), reason: open.reason, ask: false });
         }

@@ -72,6 +72,8 @@ mod tests {
             parents_first: true,
             rejoin_grace: Duration::ZERO,
             patience: SECOND * 3,
+            looks_at_expired: None,
+            looks_at_free: None,
             hand_off_timeout: SECOND * 40,
             balance: Balance::Count,
         }

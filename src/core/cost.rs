@@ -4,6 +4,8 @@
 //! are those of its code at its defaults (`LeaseManagementConfig`, `MetricsConfig`). At rest and without
 //! faults: moves, retries and reshards come on top, and are rare. Kinesis charges nothing for polling reads.
 
+use crate::core::look_schedule::LEASES_A_BUDGET;
+
 /// Minutes in the month that is billed: 30 days.
 const MONTH: f64 = 43_200.0;
 /// Read units are counted by 4 KB, halved for an eventually consistent read.
@@ -15,8 +17,6 @@ const PAGE_BYTES: f64 = 1_048_576.0;
 /// A renewal or a heartbeat comes early by up to 2 % of half of the failover time; not one that is to take a
 /// checkpoint along.
 const EARLY: f64 = 0.99;
-/// The rows that the coordinator expects when it spends its read budget.
-const EXPECTED_ROW_BYTES: f64 = 512.0;
 
 /// The fleet to predict for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,7 +33,7 @@ pub(crate) struct Fleet {
     pub(crate) failover: f64,
     /// `checkpoint_interval`, in seconds.
     pub(crate) checkpoint: f64,
-    /// `scan_budget`, in read units a second.
+    /// `scan_budget`, in read units a second for 25 leases of a worker, or fewer.
     pub(crate) scan_budget: f64,
 }
 
@@ -115,9 +115,11 @@ fn ours(fleet: &Fleet, by_worker: bool) -> Vec<Line> {
     let beats = fleet.workers * 60.0 / (fleet.failover / 2.0 * EARLY);
     let renewals = if by_worker { beats } else { fleet.shards * renewals };
     let checkpoints = fleet.shards * checkpoints;
+    // By `look_schedule`: once a second, or as often as the budget affords, which grows with the leases held.
+    let budget = fleet.scan_budget * (fleet.shards / fleet.workers / LEASES_A_BUDGET).max(1.0);
     let look = (fleet.failover / 10.0).min(1.0);
-    let afforded = (rows * EXPECTED_ROW_BYTES / (2.0 * READ_BYTES)).ceil().max(1.0) / fleet.scan_budget;
-    let looks = fleet.workers * 60.0 / afforded.clamp(look, fleet.failover / 2.0);
+    let afforded = (rows * fleet.row_bytes / READ_BYTES).ceil() / 2.0 / budget;
+    let looks = fleet.workers * 60.0 / afforded.max(look);
     vec![
         write(if by_worker { "heartbeats of workers" } else { "renewals" }, renewals, fleet),
         write("checkpoints", checkpoints, fleet),
@@ -318,12 +320,16 @@ mod tests {
 
     #[test]
     fn looks_keep_to_the_read_budget_of_a_worker() {
-        for shards in [1.0, 16.0, 81.0, 500.0, 2_000.0] {
-            let fleet = Fleet { shards, ..REST };
+        for (shards, workers, budget) in [
+            (1.0, 1.0, 5.0),
+            (16.0, 4.0, 5.0),
+            (500.0, 50.0, 5.0),
+            (500.0, 4.0, 25.0),
+            (10_000.0, 1000.0, 5.0),
+        ] {
+            let fleet = Fleet { shards, workers, ..REST };
             let line = lines(&fleet, Who::Ours).into_iter().find(|line| line.call == "Scan").expect("looks");
-            // Below once in half of the failover time it does not go, whatever that costs.
-            let rarest = 60.0 / 5.0 * (shards * 500.0 / 4096.0).ceil() / 2.0;
-            assert!(line.units_a_minute <= rarest.max(5.0 * 60.0) * 1.01, "{shards}: {line:?}");
+            assert!(line.units_a_minute <= workers * budget * 60.0 * 1.01, "{shards}: {line:?}");
         }
     }
 

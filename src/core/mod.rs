@@ -16,6 +16,7 @@ pub(crate) mod lease;
 #[cfg(feature = "cli")]
 pub(crate) mod lease_state;
 pub(crate) mod lease_view;
+pub(crate) mod look_schedule;
 pub(crate) mod metrics;
 pub(crate) mod pacing;
 pub(crate) mod progress;

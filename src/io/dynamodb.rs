@@ -17,8 +17,8 @@ use aws_sdk_dynamodb::{
     Client,
     error::{BuildError, ProvideErrorMetadata, SdkError},
     types::{
-        AttributeDefinition, BillingMode, KeySchemaElement, KeyType, ReturnValue, ScalarAttributeType,
-        TableDescription, TableStatus,
+        AttributeDefinition, BillingMode, ConsumedCapacity, KeySchemaElement, KeyType,
+        ReturnConsumedCapacity, ReturnValue, ScalarAttributeType, TableDescription, TableStatus,
     },
 };
 use tracing::{info, warn};
@@ -210,8 +210,12 @@ impl LeaseStore for DynamoDbLeaseStore {
         let mut start = None;
         loop {
             let request = self.client.scan().table_name(&self.table).set_exclusive_start_key(start);
+            let request = request.return_consumed_capacity(ReturnConsumedCapacity::Total);
             let page = request.send().await.map_err(|error| self.failed("list the leases", error))?;
             page.items().iter().for_each(|item| self.read(item, &mut rows));
+            if let Some(units) = page.consumed_capacity().and_then(ConsumedCapacity::capacity_units) {
+                rows.read_units = Some(rows.read_units.unwrap_or(0.0) + units);
+            }
             start = page.last_evaluated_key;
             if start.is_none() {
                 return Ok(rows);

@@ -124,6 +124,8 @@ pub struct Rows {
     pub leases: Vec<Lease>,
     /// One for each worker that has a heartbeat of its own.
     pub workers: Vec<WorkerRow>,
+    /// What the look cost, in read units, all rows of other kinds included; none if the table does not say.
+    pub read_units: Option<f64>,
 }
 
 /// Why the lease table could not be used, by what the caller does next.

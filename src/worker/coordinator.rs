@@ -33,6 +33,7 @@ use crate::{
         health::Phase,
         lease::{Claimant, HandOff, LeaseKey, WorkerId},
         lease_view::LeaseView,
+        look_schedule::{Bounds, LookSchedule, Shown},
         metrics::Metric,
         shard::ShardId,
         shard_sync::{self, Begin},
@@ -65,10 +66,6 @@ const LOOKS_BEFORE_REPAIR: u32 = 3;
 const CALLS_AT_ONCE: usize = 64;
 /// How often a lease that was asked for is looked at.
 const ASKED_INTERVAL: Duration = Duration::from_millis(150);
-/// A row is about this large; for the read budget.
-const ROW_BYTES: f64 = 512.0;
-/// One read unit of an eventually consistent scan.
-const READ_UNIT_BYTES: f64 = 8192.0;
 
 /// What a coordinator works with.
 pub(super) struct Parts {
@@ -117,10 +114,15 @@ pub(super) struct Coordinator {
     parents_after: Instant,
     strangers: Strangers,
     pulse: Keeper,
+    looks: LookSchedule,
+    /// When the table was looked at last. What stands still in the view since then proves nothing.
+    looked_at: Instant,
     /// Leases are moving until then, as far as we know: looks come more often.
     lively_until: Instant,
     /// Requests for leases that are still with their holders.
     asked: BTreeMap<LeaseKey, HandOff>,
+    /// The last of them that was looked at, if there were more.
+    asked_through: Option<LeaseKey>,
     /// Shards that the user's code could not go on with, until when to leave them to others.
     avoided: BTreeMap<LeaseKey, (Instant, Backoff)>,
     left_over: BTreeSet<LeaseKey>,
@@ -163,7 +165,13 @@ impl Coordinator {
             settled_parents.remove(&shard.id);
         }
         let mut view = LeaseView::default();
-        heartbeats::take_in(&mut view, found.rows, &found.identity, clock::now());
+        let bounds = Bounds {
+            budget: parts.config.scan_budget,
+            shortest: parts.config.look_interval(),
+            stillness: parts.config.failover_time + parts.config.rejoin_grace,
+        };
+        let mut looks = LookSchedule::new(bounds, clock::now());
+        heartbeats::take_in(&mut view, &mut looks, found.rows, &found.identity, clock::now());
         parts.vitals.turn();
         let retry = (parts.config.look_interval() / 2, parts.config.longest_look_interval());
         let mut coordinator = Self {
@@ -179,12 +187,15 @@ impl Coordinator {
             links: BTreeMap::new(),
             claims_made: 0,
             asked: BTreeMap::new(),
+            asked_through: None,
             list_after: started,
             settled_parents,
             claimed: BTreeSet::new(),
             parents_after: started,
             strangers: Strangers::default(),
             pulse: Keeper::new(&parts.config),
+            looks,
+            looked_at: started,
             lively_until: started,
             avoided: BTreeMap::new(),
             left_over: BTreeSet::new(),
@@ -232,18 +243,26 @@ impl Coordinator {
                 biased;
                 () = stop.cancelled() => return Ok(()),
                 Some((key, exit)) = self.consumers.join_next() => {
-                    if self.on_exit(key, exit) {
+                    let finished = matches!(&exit, Ok(Exit { how: ExitHow::Finished, .. }));
+                    if self.on_exit(key.clone(), exit) {
                         return Ok(());
                     }
                     // What ended may have freed a child or a lease: look at once.
-                    next = clock::now();
+                    if finished && self.looks.are_rare() {
+                        self.take_children(&key).await?;
+                        self.lively_until = clock::now() + self.looks.lively_for();
+                        next = next.min(self.next_look());
+                    } else {
+                        next = self.looks.soonest(clock::now());
+                    }
                 }
                 () = opened(opening.as_deref()), if !self.parts.ready.is_cancelled() => {}
                 () = clock::sleep_until(look_at_asked), if !self.asked.is_empty() => {
-                    look_at_asked = clock::now() + ASKED_INTERVAL;
                     if self.look_at_asked().await? {
-                        next = clock::now();
+                        next = self.looks.soonest(clock::now());
                     }
+                    let reads = self.asked.len().min(claims::ASKED_AT_ONCE) as f64;
+                    look_at_asked = clock::now() + self.looks.pause(ASKED_INTERVAL, reads);
                 }
                 () = clock::sleep_until(next) => {
                     self.parts.vitals.turn();
@@ -264,7 +283,8 @@ impl Coordinator {
                 }
                 self.backoff.reset();
                 self.tell_foreign(&rows);
-                let doubtful = heartbeats::take_in(&mut self.view, rows, &self.identity, clock::now());
+                let doubtful =
+                    heartbeats::take_in(&mut self.view, &mut self.looks, rows, &self.identity, clock::now());
                 self.confirm(doubtful).await;
                 self.confirm_silence().await;
                 let next = self.act(stop).await;
@@ -280,7 +300,9 @@ impl Coordinator {
                 if matches!(error, LeaseError::NoTable { .. }) {
                     self.remake_table(stop).await;
                 }
-                Ok(clock::now() + self.backoff.next(&mut self.parts.rng))
+                let now = clock::now();
+                self.looks.failed(now);
+                Ok(self.looks.soonest(now).max(now + self.backoff.next(&mut self.parts.rng)))
             }
         }
     }
@@ -291,7 +313,25 @@ impl Coordinator {
         self.look_for_strangers()?;
         self.repair(stop).await?;
         self.disown().await;
-        let now = clock::now();
+        self.looked_at = clock::now();
+        let lost_race = self.balance(self.looked_at, None).await?;
+        self.clean_up().await;
+        self.forget_workers().await;
+        self.looks.hold(self.links.len(), clock::now());
+        Ok(match () {
+            () if lost_race => self.look_after(self.parts.config.look_interval() / 4),
+            () if self.holes.is_doubtful() => self.look_after(self.parts.config.look_interval()),
+            () => self.next_look(),
+        })
+    }
+
+    /// Claims what follows from the view as it was at `now`, the time of the last look; `only` those, if there has
+    /// been none since it was balanced. True if a race was lost.
+    async fn balance(
+        &mut self,
+        now: Instant,
+        only: Option<&BTreeSet<LeaseKey>>,
+    ) -> Result<bool, WorkerError> {
         // Whoever went on for this long has recovered.
         self.avoided.retain(|_, (until, _)| now < *until + Duration::from_secs(600));
         let held: BTreeSet<LeaseKey> = self.links.keys().cloned().collect();
@@ -299,7 +339,8 @@ impl Coordinator {
         let avoided: BTreeSet<LeaseKey> = avoided.map(|(key, _)| key.clone()).collect();
         let limits = self.limits();
         let planner = Planner { me: &self.parts.me, held: &held, asked: &self.asked, avoided: &avoided };
-        let plan = balance::plan(&self.view, planner, &limits, now, &mut self.parts.rng);
+        let mut plan = balance::plan(&self.view, planner, &limits, now, &mut self.parts.rng);
+        plan.claims.retain(|claim| only.is_none_or(|only| only.contains(&claim.key)));
         let Plan { total, workers, needed, .. } = plan;
         debug!(total, workers, needed, held = held.len(), claims = plan.claims.len(), "look");
         if !self.parts.meter.is_off() {
@@ -308,15 +349,12 @@ impl Coordinator {
         }
         self.tell_left_over(&plan);
         if !plan.claims.is_empty() {
-            self.lively_until = now + self.period() * 3;
+            self.lively_until = now + self.looks.lively_for();
         }
         if !plan.claims.is_empty() || !held.is_empty() {
             self.beat().await;
         }
-        let lost_race = self.claim(plan.claims).await?;
-        self.clean_up().await;
-        self.forget_workers().await;
-        Ok(if lost_race { clock::now() + self.parts.config.look_interval() / 4 } else { self.next_look() })
+        self.claim(plan.claims).await
     }
 
     /// What bounds the claims of this look.
@@ -331,36 +369,27 @@ impl Coordinator {
             parents_first: config.shard_order == ShardOrder::ParentsFirst,
             rejoin_grace: config.rejoin_grace,
             balance: config.balance,
-            patience: self.period() * 2,
+            patience: self.looks.patience().min(self.parts.config.failover_time),
+            looks_at_expired: self.looks.looks_in_time(),
+            looks_at_free: self.looks.looks_in_time().filter(|_| self.looks.is_paired()),
             hand_off_timeout: config.shutdown_timeout + config.failover_time,
         }
     }
 
-    /// The time between two looks that the read budget affords.
-    fn period(&self) -> Duration {
-        let config = &self.parts.config;
-        let units = (self.view.rows().count() as f64 * ROW_BYTES / READ_UNIT_BYTES).ceil().max(1.0);
-        let afforded = Duration::from_secs_f64((units / config.scan_budget).min(3600.0));
-        afforded.clamp(config.look_interval(), config.longest_look_interval())
+    /// When to look again if that should not wait, but for `pause`.
+    fn look_after(&self, pause: Duration) -> Instant {
+        let now = clock::now();
+        self.looks.soonest(now).max(now + pause)
     }
 
     /// When to look again: by the read budget, and when a peer's lease would expire.
     fn next_look(&mut self) -> Instant {
-        let lively = clock::now() < self.lively_until;
-        let period = if lively { self.period() / 4 } else { self.period() };
-        let jitter = self.parts.rng.random_range(0.85..1.15);
-        let config = &self.parts.config;
         let now = clock::now();
-        let usual = now + period.mul_f64(jitter);
+        let config = &self.parts.config;
         let stillness = config.failover_time + config.rejoin_grace;
-        match self.view.next_expiry(&self.parts.me, stillness, now) {
-            // However many leases are about to expire: not much sooner where a look has its price.
-            Some(expiry) if period > config.look_interval() => {
-                usual.min(expiry.max(now + period.mul_f64(0.85)))
-            }
-            Some(expiry) => usual.min(expiry.max(now + period / 10)),
-            None => usual,
-        }
+        let expiry = self.view.next_expiry(&self.parts.me, stillness, now);
+        let shown = Shown { lively: now < self.lively_until, expiry };
+        self.looks.next(shown, self.parts.rng.random_range(0.0..1.0), now)
     }
 
     /// Shows each holding its row: it may be over, or another worker may ask for it.
@@ -372,7 +401,7 @@ impl Coordinator {
         }
         // Whoever asks for one lease often asks for another soon.
         if self.links.values().any(|link| link.held.is_asked()) {
-            self.lively_until = clock::now() + self.period() * 3;
+            self.lively_until = clock::now() + self.looks.lively_for();
         }
     }
 

@@ -24,9 +24,9 @@ use tokio::{task::JoinSet, time::Instant};
 
 /// What one call to DynamoDB takes.
 const LATENCY: Duration = Duration::from_millis(5);
-/// What a row weighs, and what one eventually consistent read unit reads.
+/// What a row weighs, and what half a read unit reads if it need not be consistent.
 const ROW_BYTES: u64 = 512;
-const READ_UNIT_BYTES: u64 = 8192;
+const HALF_UNIT_BYTES: u64 = 4096;
 
 /// What workers did to the table, so far.
 #[derive(Default)]
@@ -125,8 +125,8 @@ impl Counted {
 
     fn looked(&self, rows: usize) {
         self.count(|calls| &calls.looks, 1);
-        let units = (rows as u64 * ROW_BYTES).div_ceil(READ_UNIT_BYTES).max(1);
-        self.count(|calls| &calls.read_milliunits, units * 1000);
+        let halves = (rows as u64 * ROW_BYTES).div_ceil(HALF_UNIT_BYTES).max(1);
+        self.count(|calls| &calls.read_milliunits, halves * 500);
     }
 
     fn settled(&self, result: &Result<(), LeaseError>) {
@@ -351,6 +351,11 @@ impl Stage {
         let known =
             loads.len() == self.workers.len() && loads.keys().all(|name| self.workers.contains_key(name));
         known.then(|| loads.values().max().unwrap_or(&0) - loads.values().min().unwrap_or(&0))
+    }
+
+    /// Whether a worker that runs holds each lease.
+    pub(crate) fn is_held(&self) -> bool {
+        self.spread().is_some()
     }
 
     pub(crate) fn is_even(&self) -> bool {

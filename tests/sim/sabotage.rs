@@ -60,7 +60,7 @@ impl LeaseStore for Liar {
     }
 
     async fn scan(&self) -> Result<Rows, LeaseError> {
-        let Rows { leases, mut workers } = self.table.scan().await?;
+        let Rows { leases, mut workers, read_units } = self.table.scan().await?;
         if self.lie == Lie::OldBeats {
             workers.iter_mut().for_each(|row| row.counter = 0);
         }
@@ -68,7 +68,7 @@ impl LeaseStore for Liar {
             std::future::pending::<()>().await;
         }
         if self.lie != Lie::OldCounters {
-            return Ok(Rows { leases, workers });
+            return Ok(Rows { leases, workers, read_units });
         }
         let mut first = self.first.lock().expect("no panic");
         let old = |row: Lease| {
@@ -79,7 +79,7 @@ impl LeaseStore for Liar {
             }
             Lease { counter: known.counter, ..row }
         };
-        Ok(Rows { leases: leases.into_iter().map(old).collect(), workers })
+        Ok(Rows { leases: leases.into_iter().map(old).collect(), workers, read_units })
     }
 
     async fn get(&self, key: &LeaseKey) -> Result<Option<Lease>, LeaseError> {

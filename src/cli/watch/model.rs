@@ -78,7 +78,7 @@ impl Model {
 
     /// Takes in a look that came at `now`, or on `date`, as people say.
     pub(super) fn look(&mut self, rows: Rows, now: Instant, date: &str) {
-        let Rows { leases, workers } = rows;
+        let Rows { leases, workers, .. } = rows;
         let first = self.began.is_none();
         self.began.get_or_insert(now);
         for lease in &leases {
@@ -269,7 +269,7 @@ mod tests {
         for n in 0..=6 {
             let leases = vec![by_heartbeat(0, "a"), by_heartbeat(1, "b")];
             let workers = vec![beat("a", n), silent.clone(), beat("spare", n), beat("spare and dead", 4)];
-            let rows = Rows { leases, workers };
+            let rows = Rows { leases, workers, ..Rows::default() };
             model.look(rows, start + FAILOVER / 2 * n as u32, "2026-11-22T08:30:00Z");
         }
         let end = start + FAILOVER * 3;

@@ -22,6 +22,8 @@ fn limits() -> Limits {
         rejoin_grace: Duration::ZERO,
         balance: Balance::Count,
         patience: FAILOVER * 3,
+        looks_at_expired: None,
+        looks_at_free: None,
         hand_off_timeout: FAILOVER * 4,
     }
 }
@@ -157,6 +159,22 @@ fn the_first_worker_takes_all_that_is_there() {
 fn free_and_expired_leases_are_claimed_before_any_is_stolen() {
     let plan = table("a: 1 2 3 4 5 | b: | expired: 6").plan("b", &limits());
     assert_eq!(plan.claims, [Claim { key: (&shard(6)).into(), reason: Reason::Expired, ask: false }]);
+}
+
+#[test]
+fn where_looks_are_rare_those_who_look_take_the_leases_of_those_who_do_not() {
+    // 13 leases, 4 workers: a share of 4, and the first to look has no room in its own.
+    let table = table("a: 1 2 3 4 | b: 5 6 | c: 7 8 | d: 9 10 | expired: 11 12 13");
+    let plan_with = |looks_at_expired, looks_at_free| {
+        table.plan("a", &Limits { looks_at_expired, looks_at_free, ..limits() }).claims.len()
+    };
+    assert_eq!(plan_with(None, None), 0);
+    // All of them while anybody else would come too late, its part if some others come.
+    assert_eq!(plan_with(Some(0.1), None), 3);
+    assert_eq!(plan_with(Some(0.5), None), 2);
+    assert_eq!(plan_with(None, Some(0.1)), 0, "none of them is free");
+    let most = Limits { max_leases: 5, looks_at_expired: Some(0.1), ..limits() };
+    assert_eq!(table.plan("a", &most).claims.len(), 1);
 }
 
 #[test]

@@ -173,7 +173,8 @@ impl LeaseStore for MemoryLeaseStore {
         let table = self.lock();
         table.check()?;
         let staleness = table.staleness;
-        Ok(Rows { leases: table.leases.scan(staleness), workers: table.workers.scan(staleness) })
+        let (leases, workers) = (table.leases.scan(staleness), table.workers.scan(staleness));
+        Ok(Rows { leases, workers, read_units: None })
     }
 
     async fn get(&self, key: &LeaseKey) -> Result<Option<Lease>, LeaseError> {

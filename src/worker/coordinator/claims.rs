@@ -1,6 +1,6 @@
 //! Claims and requests: takes the leases that `balance` chose, and starts their shards.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, ops::Bound, sync::Arc};
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::task::JoinSet;
@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// How many leases that were asked for are looked at in one turn.
-const ASKED_AT_ONCE: usize = 8;
+pub(super) const ASKED_AT_ONCE: usize = 8;
 
 impl Coordinator {
     /// Writes the claims and starts what was won. True if a race was lost.
@@ -146,8 +146,15 @@ impl Coordinator {
         let me = self.parts.me.clone();
         let before = self.asked.len();
         let mut arrived = Vec::new();
-        let asked: Vec<HandOff> = self.asked.values().take(ASKED_AT_ONCE).cloned().collect();
+        // Each in its turn: a slow holder keeps none of the others waiting.
+        let from = self.asked_through.take().map_or(Bound::Unbounded, Bound::Excluded);
+        let turn = self.asked.range((from, Bound::Unbounded)).take(ASKED_AT_ONCE);
+        let asked: Vec<HandOff> = turn.map(|(_, ask)| ask.clone()).collect();
+        if asked.len() == ASKED_AT_ONCE {
+            self.asked_through = asked.last().map(|ask| ask.key().clone());
+        }
         for ask in asked {
+            self.looks.read(1.0);
             let Ok(row) = self.parts.store.get(ask.key()).await else { continue };
             match row {
                 Some(row) if row.is_coming_to(&me) && !row.is_left() => {}
@@ -178,6 +185,31 @@ impl Coordinator {
     fn is_namesakes(&self, row: &Lease) -> bool {
         let claimant = row.hands_over.as_ref().filter(|claimant| *claimant.worker() == self.parts.me);
         claimant.is_some_and(|claimant| claimant.process() != Some(self.parts.process))
+    }
+
+    /// Where looks are rare: reads the row of a shard that ended here and those of its children, and claims
+    /// what may begin now, as after a look.
+    pub(super) async fn take_children(&mut self, ended: &LeaseKey) -> Result<(), WorkerError> {
+        self.fetch(ended).await;
+        let children = |lease: &Lease| lease.children.iter().map(LeaseKey::from).collect();
+        let children: BTreeSet<LeaseKey> = self.view.get(ended).map(children).unwrap_or_default();
+        for child in &children {
+            self.fetch(child).await;
+            // Another parent may have ended since the last look.
+            let parents = self.view.get(child).map(|child| child.parents.clone()).unwrap_or_default();
+            for parent in parents.iter().map(LeaseKey::from).filter(|parent| parent != ended) {
+                self.fetch(&parent).await;
+            }
+        }
+        self.balance(self.looked_at, Some(&children)).await.map(drop)
+    }
+
+    async fn fetch(&mut self, key: &LeaseKey) {
+        self.looks.read(1.0);
+        // What cannot be read now is seen at the next look.
+        if let Ok(row) = self.parts.store.get(key).await {
+            self.view.confirm(key, row, clock::now());
+        }
     }
 
     /// The parents of a shard that has not begun whose rows were not in the last look.

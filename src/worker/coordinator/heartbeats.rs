@@ -19,6 +19,7 @@ use crate::{
         audit::is_foreign,
         lease::{Lease, LeaseKey},
         lease_view::LeaseView,
+        look_schedule::LookSchedule,
     },
     io::Rows,
     worker::{coordinator::CALLS_AT_ONCE, held_lease::HeldLease, pulse::Heart, renewer::cause},
@@ -27,9 +28,16 @@ use crate::{
 /// Worker rows that one worker deletes in one look: all workers see the same ones.
 const FORGOTTEN_AT_ONCE: usize = 4;
 
-/// Takes in one look, but for the rows of other streams than `identity`: they are nobody's here, not even to be
-/// cleaned up. Returns the leases in doubt, as [`LeaseView::observe`] does.
-pub(super) fn take_in(view: &mut LeaseView, mut rows: Rows, identity: &str, now: Instant) -> Vec<LeaseKey> {
+/// Takes in one look, and what it cost, but for the rows of other streams than `identity`: they are nobody's here,
+/// not even to be cleaned up. Returns the leases in doubt, as [`LeaseView::observe`] does.
+pub(super) fn take_in(
+    view: &mut LeaseView,
+    looks: &mut LookSchedule,
+    mut rows: Rows,
+    identity: &str,
+    now: Instant,
+) -> Vec<LeaseKey> {
+    looks.looked(rows.leases.len() + rows.workers.len(), rows.read_units, now);
     rows.leases.retain(|lease| !is_foreign(lease, identity));
     let doubtful = view.observe(rows.leases, now);
     view.observe_workers(rows.workers, now);
@@ -142,6 +150,7 @@ impl Coordinator {
         }
         while let Some(read) = under_way.join_next().await {
             let (incarnation, row) = read.expect("reads do not panic and are not aborted");
+            self.looks.read(1.0);
             match row {
                 Ok(row) => self.view.heartbeats.confirm(&incarnation, row.as_ref(), clock::now()),
                 Err(error) => debug!(worker = %incarnation, %error, "heartbeat not read; trying again"),

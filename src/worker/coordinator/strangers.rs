@@ -76,16 +76,17 @@ impl Coordinator {
         // A live holder renews within half of the failover time; its write may be delayed by as much.
         let until = clock::now() + self.parts.config.failover_time;
         while clock::now() < until && !stop.is_cancelled() {
-            let pause = self.parts.config.look_interval().min(until - clock::now());
+            let now = clock::now();
+            let next = self.looks.soonest(now).max(now + self.parts.config.look_interval()).min(until);
             select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                () = clock::sleep(pause) => {}
+                () = clock::sleep_until(next) => {}
             }
             self.parts.vitals.turn();
             // A failed look proves nothing; the next one may.
             let Ok(rows) = self.parts.store.scan().await else { continue };
-            heartbeats::take_in(&mut self.view, rows, &self.identity, clock::now());
+            heartbeats::take_in(&mut self.view, &mut self.looks, rows, &self.identity, clock::now());
             let moved =
                 |(key, row): (&String, &Row)| before.get(key).is_some_and(|then| then.counter < row.counter);
             if self.rows_under_our_id().iter().any(moved) {

@@ -246,6 +246,7 @@ impl Coordinator {
         // Our own are confirmed by their writes.
         let others = doubtful.into_iter().filter(|key| !self.links.contains_key(key));
         for key in others.take(CONFIRMED_AT_ONCE).collect::<Vec<_>>() {
+            self.looks.read(1.0);
             if let Ok(row) = self.parts.store.get(&key).await {
                 self.view.confirm(&key, row, clock::now());
             }
