@@ -382,6 +382,23 @@ mod tests {
     }
 
     #[test]
+    fn a_lease_is_restless_for_a_while_after_two_moves_between_workers() {
+        let (start, mut view) = (Instant::now(), LeaseView::default());
+        let mut restless_after = |owner: Option<&str>, counter, after: Duration| {
+            view.observe(vec![row(owner, counter)], start + after);
+            view.rows().next().expect("one row").is_restless(FAILOVER, start + after)
+        };
+        let second = Duration::from_secs(1);
+        for (owner, counter) in [(None, 0), (Some("a"), 1), (Some("a"), 2), (None, 2)] {
+            assert!(!restless_after(owner, counter, Duration::ZERO), "no move: {owner:?}");
+        }
+        assert!(!restless_after(Some("b"), 3, second * 2));
+        assert!(restless_after(Some("a"), 4, second * 4));
+        assert!(restless_after(Some("a"), 5, second * 2 + FAILOVER - Duration::from_millis(1)));
+        assert!(!restless_after(Some("a"), 6, second * 2 + FAILOVER));
+    }
+
+    #[test]
     fn a_request_is_as_old_as_the_first_look_that_showed_it() {
         let (start, mut view) = (Instant::now(), LeaseView::default());
         let asked_by = |worker: &str, counter| Lease {
