@@ -45,6 +45,8 @@ pub(crate) struct Setup {
     pub(crate) aggregated: u64,
     /// The size of a record in bytes; 0 for the least.
     pub(crate) payload: usize,
+    /// How many milliseconds a request takes at most, and so does its reply, where nothing is wrong.
+    pub(crate) latency: u64,
 }
 
 impl Setup {
@@ -70,6 +72,7 @@ impl Setup {
             faces: vec![Face::Processor],
             aggregated: 1,
             payload: 0,
+            latency: 0,
         }
     }
 }
@@ -211,6 +214,9 @@ impl World {
         let faulty = FaultySource::new(tap, stream_faults.clone());
         let stream = Line::new(faulty, seat.clone(), self.network.clone(), timeout, seed ^ 4);
         let (table_line, stream_line) = (table.quality(), stream.quality());
+        for line in [&table_line, &stream_line] {
+            *line.lock().expect("no panic") = self.usual();
+        }
         let face = *self.setup.faces.choose(&mut self.rng).expect("a face");
         let builder = Worker::builder("app", "stream")
             .source(Arc::new(stream))
@@ -351,17 +357,23 @@ impl World {
         *instance.stream_line.lock().expect("no panic") = quality;
     }
 
+    /// The line of a worker where nothing is wrong.
+    pub(crate) fn usual(&self) -> Quality {
+        Quality { latency: self.setup.latency, ..Quality::default() }
+    }
+
     /// Ends every fault.
     pub(crate) fn heal(&mut self) {
         self.observer.note("world", || "all faults end".into());
         self.setup.temper = Temper { slow: self.setup.temper.slow.min(50), ..Temper::default() };
         self.table.set_scan_staleness(Duration::ZERO);
+        let usual = self.usual();
         for no in 0..self.instances.len() {
             let instance = &self.instances[no];
             instance.table_faults.heal();
             instance.stream_faults.heal();
-            *instance.table_line.lock().expect("no panic") = Quality::default();
-            *instance.stream_line.lock().expect("no panic") = Quality::default();
+            *instance.table_line.lock().expect("no panic") = usual;
+            *instance.stream_line.lock().expect("no panic") = usual;
             *instance.seat.temper.lock().expect("no panic") = self.setup.temper;
             self.thaw(no);
         }

@@ -172,7 +172,10 @@ impl Player {
                     world.instances[no].stream_faults.heal();
                 }
             }
-            Due::Line(no, door) => self.line(no, door, Quality::default()),
+            Due::Line(no, door) => {
+                let usual = world.usual();
+                self.line(no, door, usual);
+            }
             Due::Fresh => world.table.set_scan_staleness(Duration::ZERO),
             Due::Start(name) => self.start_worker(name),
         }

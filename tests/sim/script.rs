@@ -213,14 +213,28 @@ impl Script {
             config.shard_order = ShardOrder::None;
         }
         let apart = &mut StdRng::seed_from_u64(seed ^ 0x4e5e7);
-        if from_start && config.shard_order == ShardOrder::ParentsFirst && apart.random_bool(0.3) {
+        // Nor where rows are removed: a parent that was reset and has no row any more looks finished beside
+        // children that had been claimed before.
+        let unharmed = !kinds.contains(&Kind::Operator) && config.shard_order == ShardOrder::ParentsFirst;
+        if from_start && unharmed && apart.random_bool(0.4) {
             let resets =
                 (0..apart.random_range(1..=3)).map(|_| (apart.random_range(0..length), reset(apart)));
             steps.extend(resets.collect::<Vec<_>>());
             steps.sort_by_key(|(at, _)| *at);
         }
-        let setup =
-            Setup { faces, aggregated, recording: false, config, beats, temper, ..Setup::new(seed, shards) };
+        // Without latency a call and its answer are one step, and nothing can come between.
+        let apart = &mut StdRng::seed_from_u64(seed ^ 0x1a7e);
+        let latency = if apart.random_bool(0.7) { apart.random_range(1..=30) } else { 0 };
+        let setup = Setup {
+            faces,
+            aggregated,
+            latency,
+            recording: false,
+            config,
+            beats,
+            temper,
+            ..Setup::new(seed, shards)
+        };
         let rate = (rng.random_range(1..=5), rng.random_range(50..=500));
         Self { setup, workers, rate, length, steps }
     }
