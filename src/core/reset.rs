@@ -2,14 +2,16 @@
 //!
 //! Only decides; the tool makes the writes, each conditional on the row as it was seen. Every listed shard
 //! that may hold records to be read gets a row, closed shards too, parents before children: a child is not
-//! claimed before its parents have ended, so the order holds through a reset. Rows of shards that have left
-//! the stream stay as they are. Kafka: `kafka-consumer-groups --reset-offsets`.
+//! claimed before its parents have ended, so the order holds through a reset. With a shard whose lease is still
+//! to come, those above it get theirs that are to come too, or it would not wait for them. Rows of shards that
+//! have left the stream stay as they are. Kafka: `kafka-consumer-groups --reset-offsets`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::core::{
     lease::{Checkpoint, Lease, LeaseKey, LeaseWrite, Reset},
     shard::{Position, Shard, ShardId},
+    shard_sync,
 };
 
 /// Where an operator wants to begin. Times are in milliseconds since the epoch.
@@ -112,19 +114,31 @@ pub(crate) fn plan(
         Target::Timestamp { millis } if *millis > now_millis => return Err(Refused::Future),
         _ => {}
     }
+    let to_come = shard_sync::to_come(listed, rows);
     let rows: BTreeMap<&str, &Lease> = rows.iter().map(|row| (row.key.as_str(), row)).collect();
     let mut shards: Vec<&Shard> = listed.iter().collect();
-    shards.retain(|shard| chosen.is_empty() || chosen.contains(&shard.id));
     shards.sort_by(|a, b| (&a.starting_sequence, &a.id).cmp(&(&b.starting_sequence, &b.id)));
+    let mut awaited = BTreeSet::new();
+    for shard in shards.iter().rev().filter(|shard| to_come.contains(&shard.id)) {
+        if chosen.contains(&shard.id) || awaited.contains(&shard.id) {
+            awaited.extend(&shard.parents);
+        }
+    }
+    awaited.retain(|parent| to_come.contains(*parent) && !chosen.contains(parent));
+    let is_meant =
+        |shard: &Shard| chosen.is_empty() || chosen.contains(&shard.id) || awaited.contains(&shard.id);
+    shards.retain(|shard| is_meant(shard));
     let mut changes = Vec::new();
     for shard in shards {
         let row = rows.get(shard.id.as_str()).copied();
         // Who wants only what comes has nothing to expect of a shard that takes no more records; but one that
         // is being read keeps its children waiting until it ends.
-        let over = !shard.is_open() && row.is_none_or(Lease::is_finished);
+        let over = !shard.is_open() && row.map_or(!to_come.contains(&shard.id), Lease::is_finished);
         if *target == Target::Latest && over {
             continue;
         }
+        // What is only waited for is read from its beginning, as it would have been.
+        let target = if awaited.contains(&shard.id) { &Target::TrimHorizon } else { target };
         let reset = of(shard, target, now_millis)?;
         changes.push(match row {
             Some(row) => Change::Move(Box::new(row.clone()), Box::new(row.reset(reset))),
@@ -274,6 +288,35 @@ mod tests {
         let rows = [row("0", Checkpoint::ShardEnd, None), row("1", Checkpoint::TrimHorizon, None)];
         let expected = ["move 1 LATEST Some(9000)", "new 2 LATEST Some(9000)"];
         assert_eq!(planned(&rows, &[], &Target::Latest).expect("a plan"), expected);
+    }
+
+    /// Shard 0 was split into 1 and 2, and 2 into 3 and 4, while 0 is being read.
+    #[test]
+    fn what_a_reset_shard_must_wait_for_gets_its_row_before_it() {
+        let listed = [
+            shard("0", &[], 100, Some(199)),
+            shard("1", &["0"], 200, None),
+            shard("2", &["0"], 200, Some(299)),
+            shard("3", &["2"], 300, None),
+            shard("4", &["2"], 300, None),
+        ];
+        let planned = |rows: &[Lease], chosen: &[&str], target: &Target| -> Vec<String> {
+            let chosen: Vec<ShardId> = chosen.iter().map(|id| (*id).into()).collect();
+            let changes = plan(rows, &listed, &chosen, target, "arn:5", NOW).expect("a plan");
+            changes.iter().map(|change| format!("{} {}", change.key(), change.after().checkpoint)).collect()
+        };
+        let reading = [row("0", Checkpoint::At(at(110)), Some("a"))];
+        assert_eq!(planned(&reading, &["3"], &Target::Latest), ["2 TRIM_HORIZON", "3 LATEST"]);
+        // Closed, but nobody has read it yet: its end is waited for.
+        let all = ["0 LATEST", "1 LATEST", "2 LATEST", "3 LATEST", "4 LATEST"];
+        assert_eq!(planned(&reading, &[], &Target::Latest), all);
+        // The row of 2 was cleaned up: it is not read again for a child's sake.
+        let begun =
+            Lease { parents: ["2".into()].into(), ..Lease::new(&"4".into(), Checkpoint::At(at(310))) };
+        assert_eq!(planned(std::slice::from_ref(&begun), &["3"], &Target::TrimHorizon), ["3 TRIM_HORIZON"]);
+        // Nor after it was reset itself, with its child's row still there.
+        let reread = [row("0", Checkpoint::TrimHorizon, None), begun];
+        assert_eq!(planned(&reread, &["4"], &Target::TrimHorizon), ["4 TRIM_HORIZON"]);
     }
 
     #[test]

@@ -227,6 +227,28 @@ pub(crate) fn other_parents(
     found.map(|shard| new_lease(&shard.into(), Checkpoint::TrimHorizon)).collect()
 }
 
+/// The listed shards whose leases are still to come: one above them is being read, whose end makes them, and
+/// nothing below them was ever begun.
+pub(crate) fn to_come(listed: &[Shard], leases: &[Lease]) -> BTreeSet<ShardId> {
+    let leases: BTreeMap<&str, &Lease> = leases.iter().map(|lease| (lease.key.as_str(), lease)).collect();
+    let lineage = Lineage::of(listed);
+    let lease = |n: usize| leases.get(lineage.shards[n].id.as_str());
+    let mut above_lease = vec![false; lineage.shards.len()];
+    for n in lineage.youngest_first() {
+        let here = lease(n).is_some() || above_lease[n];
+        lineage.parents[n].iter().for_each(|p| above_lease[*p] |= here);
+    }
+    let mut awaited = vec![false; lineage.shards.len()];
+    for n in &lineage.oldest_first {
+        awaited[*n] = lineage.parents[*n].iter().any(|p| match lease(*p) {
+            Some(parent) => !parent.is_finished(),
+            None => awaited[*p],
+        });
+    }
+    let comes = |n: &usize| awaited[*n] && lease(*n).is_none() && !above_lease[*n];
+    (0..awaited.len()).filter(comes).map(|n| lineage.shards[n].id.clone()).collect()
+}
+
 /// The leases to create before the shard that these continue is marked as ended, and after those of their
 /// [`other_parents`].
 pub(crate) fn child_leases(children: &[ChildShard]) -> Vec<Lease> {

@@ -6,7 +6,7 @@
 
 use std::time::SystemTime;
 
-use kinesis_consumer::{Checkpoint, Lease, Reset, ShardId, io::memory::MemoryStream};
+use kinesis_consumer::{Checkpoint, Lease, Reset, Shard, ShardId, io::memory::MemoryStream};
 use tokio::time::Instant;
 
 use super::{
@@ -55,15 +55,25 @@ impl World {
         if rows.is_empty() {
             return;
         }
-        for (n, shard) in listed.iter().enumerate() {
-            if nth.is_some_and(|nth| nth % listed.len() != n) {
+        let line = Line { listed: &listed, rows: &rows };
+        let chosen = nth.map(|nth| &listed[nth % listed.len()]);
+        for shard in &listed {
+            // What a chosen shard must wait for gets a row too, where it is to come.
+            let awaited = chosen.is_some_and(|chosen| {
+                chosen.id != shard.id
+                    && line.comes(chosen)
+                    && line.comes(shard)
+                    && line.is_above(shard, &chosen.id)
+            });
+            if chosen.is_some_and(|chosen| chosen.id != shard.id) && !awaited {
                 continue;
             }
-            let row = rows.iter().find(|row| row.key.shard() == shard.id);
-            if to == To::Next && !shard.is_open() && row.is_none_or(Lease::is_finished) {
+            let row = line.row(&shard.id);
+            let over = !shard.is_open() && row.map_or(!line.comes(shard), Lease::is_finished);
+            if to == To::Next && over {
                 continue;
             }
-            let reset = to.reset();
+            let reset = if awaited { To::Oldest } else { to }.reset();
             let after = match row {
                 Some(row) => row.after(&row.reset(reset)),
                 None => Lease {
@@ -77,6 +87,40 @@ impl World {
             self.observer.reset(&shard.id, &after);
             self.table.put_row(after);
         }
+    }
+}
+
+/// Listed shards and their rows.
+struct Line<'a> {
+    listed: &'a [Shard],
+    rows: &'a [Lease],
+}
+
+impl<'a> Line<'a> {
+    fn row(&self, shard: &ShardId) -> Option<&'a Lease> {
+        self.rows.iter().find(|row| row.key.shard() == *shard)
+    }
+
+    fn parents(&self, shard: &ShardId) -> impl Iterator<Item = &'a Shard> {
+        let parents = self.listed.iter().find(|listed| listed.id == *shard).map(|shard| &shard.parents);
+        self.listed.iter().filter(move |listed| parents.is_some_and(|parents| parents.contains(&listed.id)))
+    }
+
+    fn is_above(&self, shard: &Shard, of: &ShardId) -> bool {
+        self.parents(of).any(|parent| parent.id == shard.id || self.is_above(shard, &parent.id))
+    }
+
+    /// Whether its row is made at the end of a parent, or further up.
+    fn comes(&self, shard: &Shard) -> bool {
+        let awaited = self.is_awaited(&shard.id) && self.row(&shard.id).is_none();
+        awaited && !self.rows.iter().any(|row| self.is_above(shard, &row.key.shard()))
+    }
+
+    fn is_awaited(&self, shard: &ShardId) -> bool {
+        self.parents(shard).any(|parent| match self.row(&parent.id) {
+            Some(row) => !row.is_finished(),
+            None => self.is_awaited(&parent.id),
+        })
     }
 }
 
