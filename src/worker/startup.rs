@@ -70,14 +70,29 @@ pub(super) async fn check(
         .await?;
     }
     let create = config.lease_table == LeaseTable::CreateIfMissing;
-    patiently(until, rng, "open the lease table", || store.open(create)).await?;
-    let rows = patiently(until, rng, "read the lease table", || store.scan()).await?;
-    patiently(until, rng, "write the lease table", || probe(store, &rows.leases)).await?;
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    let rows = loop {
+        patiently(until, rng, "open the lease table", || store.open(create)).await?;
+        match rows_of(store, until, rng).await {
+            // Dropped since it was opened, or made by another worker and not known everywhere yet.
+            Err(WorkerError::NoTable(_)) if create && clock::now() < until => {
+                clock::sleep(backoff.next(rng)).await;
+            }
+            rows => break rows?,
+        }
+    };
     let identity = stream.identity();
     if let Some(why) = audit::belongs_elsewhere(&rows.leases, &listed, &identity) {
         return Err(WorkerError::WrongTable { table: table.into(), why });
     }
     Ok(Found { identity, rows, retention: stream.retention, listed, ahead })
+}
+
+/// The rows of the table, which may be read and written.
+async fn rows_of(store: &dyn LeaseStore, until: Instant, rng: &mut impl Rng) -> Result<Rows, WorkerError> {
+    let rows = patiently(until, rng, "read the lease table", || store.scan()).await?;
+    patiently(until, rng, "write the lease table", || probe(store, &rows.leases)).await?;
+    Ok(rows)
 }
 
 /// Tries every call that the work needs, in a way that changes nothing, so that a refused permission is

@@ -221,6 +221,26 @@ async fn an_outage_at_the_start_is_waited_for_and_a_long_one_reported() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_table_that_is_dropped_during_the_start_is_made_again_unless_it_must_exist() {
+    for lease_table in [LeaseTable::CreateIfMissing, LeaseTable::MustExist] {
+        let (world, faults) = (World::shards(1), Faults::new(5));
+        world.table.open(true).await.expect("made");
+        faults.next(Op::ListLeases, 1, Fault::Delay(SECOND));
+        let config = Config { lease_table, ..config() };
+        let worker = run(world.cut_off_by(&faults, "a", config).build(world.probe()).expect("valid"));
+        until("opened", || faults.calls(Op::ListLeases) == 1).await;
+        world.table.drop_table();
+        match lease_table {
+            LeaseTable::CreateIfMissing => until("a lease", || world.owners() == ["a"]).await,
+            LeaseTable::MustExist => {
+                let error = worker.end().await.expect_err("no table");
+                assert!(matches!(error, WorkerError::NoTable(_)), "{error}");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn must_exist_refuses_a_missing_table_and_makes_none() {
     let world = World::shards(1);
     let config = Config { lease_table: LeaseTable::MustExist, ..config() };
