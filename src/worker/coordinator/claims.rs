@@ -9,7 +9,7 @@ use tracing::{debug, info, warn};
 use super::Coordinator;
 use crate::{
     clock,
-    config::{InitialPosition, OnShutdown},
+    config::{InitialPosition, OnShutdown, ShardOrder},
     core::{
         balance::{Claim, Reason},
         lease::{Checkpoint, HandOff, Lease, LeaseKey},
@@ -45,6 +45,7 @@ impl Coordinator {
                 let Some(seen) = self.view.get(&claim.key).cloned() else { continue };
                 let taker = self.taker();
                 let absent = self.absent_parents(&seen);
+                let unsure = self.unsure_parents(&seen, &absent);
                 // Whether a parent without a row is to be read first is still to be found out.
                 let settled = |parent: &LeaseKey| self.settled_parents.contains(&parent.shard());
                 if seen.counter == 0
@@ -55,7 +56,7 @@ impl Coordinator {
                     continue;
                 }
                 under_way.spawn(self.parts.gate.pass(async move {
-                    let won = claim_one(&seen, &absent, &taker).await;
+                    let won = claim_one(&seen, &unsure, &taker).await;
                     (claim, won)
                 }));
             }
@@ -195,9 +196,10 @@ impl Coordinator {
         let children: BTreeSet<LeaseKey> = self.view.get(ended).map(children).unwrap_or_default();
         for child in &children {
             self.fetch(child).await;
-            // Another parent may have ended since the last look.
+            // Another parent may have ended since the last look; and one read before its child may have been
+            // reset in between.
             let parents = self.view.get(child).map(|child| child.parents.clone()).unwrap_or_default();
-            for parent in parents.iter().map(LeaseKey::from).filter(|parent| parent != ended) {
+            for parent in parents.iter().map(LeaseKey::from) {
                 self.fetch(&parent).await;
             }
         }
@@ -209,6 +211,16 @@ impl Coordinator {
         // What cannot be read now is seen at the next look.
         if let Ok(row) = self.parts.store.get(key).await {
             self.view.confirm(key, row, clock::now());
+        }
+    }
+
+    /// The parents of a shard that has not begun which may not have ended: those whose rows are `absent`; and
+    /// all of a lease that was reset, since a look may show its row as it is now and theirs as they were before.
+    fn unsure_parents(&self, lease: &Lease, absent: &[LeaseKey]) -> Vec<LeaseKey> {
+        let was_reset = lease.reset_millis.is_some() && lease.checkpoint.position().is_none();
+        match was_reset && self.parts.config.shard_order == ShardOrder::ParentsFirst {
+            true => lease.parents.iter().map(LeaseKey::from).collect(),
+            false => absent.to_vec(),
         }
     }
 
@@ -286,10 +298,10 @@ pub(super) async fn withdraw(ask: HandOff, taker: Taker) {
 /// only if the row is truly gone, or finished. Otherwise the race counts as lost.
 pub(super) async fn claim_one(
     seen: &Lease,
-    absent_parents: &[LeaseKey],
+    unsure_parents: &[LeaseKey],
     taker: &Taker,
 ) -> Result<Option<(Lease, HeldLease)>, LeaseError> {
-    for parent in absent_parents {
+    for parent in unsure_parents {
         if taker.store.get(parent).await?.is_some_and(|row| !row.is_finished()) {
             return Ok(None);
         }
