@@ -273,6 +273,7 @@ impl EndOfShard {
             why = self.link.held.lost() => return Err(CheckpointError::LeaseLost(why)),
             () = self.link.idle() => {}
         }
+        let _ours = OurTurn::on(&self.link);
         // The lease may have been lost, or the table dropped, since it was last written: children that are made
         // now would be the first shards of an application that begins anew.
         if !self.end.children.is_empty() {
@@ -293,6 +294,22 @@ impl EndOfShard {
         self.link.set_finished();
         self.link.held.lose(LeaseLost::Released);
         Ok(ShardDone(()))
+    }
+}
+
+/// While it lives, what is left is ours and the table's: the user's code owes no progress.
+struct OurTurn<'a>(&'a ShardLink);
+
+impl<'a> OurTurn<'a> {
+    fn on(link: &'a ShardLink) -> Self {
+        link.set_busy(false);
+        Self(link)
+    }
+}
+
+impl Drop for OurTurn<'_> {
+    fn drop(&mut self) {
+        self.0.set_busy(true);
     }
 }
 

@@ -231,8 +231,10 @@ impl RecordProcessor for Processor {
     }
 
     async fn shard_ended(&mut self, end: EndOfShard) -> Result<ShardDone, Failure> {
-        let _call = Call::of(&self.seat, &self.shard);
+        let call = Call::of(&self.seat, &self.shard);
         self.seat.act(&self.shard).await?;
+        // From here on it waits for the library.
+        drop(call);
         Ok(end.complete().await?)
     }
 
