@@ -110,7 +110,8 @@ impl State {
             }
             return;
         }
-        if stopping {
+        // Also one that stops by itself has a deadline.
+        if stopping || health.reason == Reason::Stopping {
             return;
         }
         let held = self.instances[seat.no].work.keys().filter(|shard| {

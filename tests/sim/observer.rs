@@ -215,7 +215,8 @@ impl Observer {
 
     pub(crate) fn looks(&self, seat: &Seat) {
         let mut state = self.lock();
-        state.instances[seat.no].steals_since_look = 0;
+        let instance = &mut state.instances[seat.no];
+        (instance.steals_since_look, instance.looked) = (0, Some(Instant::now()));
     }
 
     pub(crate) fn created(&self, seat: &Seat, lease: &Lease) {
@@ -240,7 +241,7 @@ impl Observer {
         state.rows.remove(&row.key.shard());
     }
 
-    pub(crate) fn asked(&self, seat: &Seat, request: &HandOff) {
+    pub(crate) fn asked(&self, seat: &Seat, sent: Instant, request: &HandOff) {
         let mut state = self.lock();
         state.note(&seat.name, || {
             let what = if request.is_withdrawal() { "withdraws its request to" } else { "asks" };
@@ -249,7 +250,7 @@ impl Observer {
         if request.is_withdrawal() {
             return;
         }
-        state.steals(seat);
+        state.steals(seat, sent);
         let shard = request.key().shard();
         if let Some(no) = state.rows.get(&shard).and_then(|row| row.holder)
             && let Some(tenure) = state.tenures.get_mut(&(no, shard))

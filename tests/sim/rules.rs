@@ -93,6 +93,8 @@ pub(super) struct Instance {
     pub(super) calls: BTreeMap<&'static str, u64>,
     pub(super) read_bytes: u64,
     pub(super) steals_since_look: usize,
+    /// When it last looked at the table.
+    pub(super) looked: Option<Instant>,
     pub(super) processors: BTreeMap<ShardId, usize>,
     pub(super) work: BTreeMap<ShardId, Work>,
     /// When it last woke up.
@@ -150,9 +152,13 @@ impl State {
         }
     }
 
-    /// Counts a lease taken from a living holder, or asked for.
-    pub(super) fn steals(&mut self, seat: &Seat) {
+    /// Counts a lease taken from a living holder, or asked for; but not what was sent before the last look, and
+    /// has been on its way since.
+    pub(super) fn steals(&mut self, seat: &Seat, sent: Instant) {
         let instance = &mut self.instances[seat.no];
+        if instance.looked.is_some_and(|looked| sent < looked) {
+            return;
+        }
         instance.steals_since_look += 1;
         let (steals, most) = (instance.steals_since_look, self.rules.max_steals);
         if steals > most {
@@ -270,7 +276,7 @@ impl State {
         if took_alive {
             self.counts.stolen_alive += 1;
             if before.checkpoint_owner.is_none() {
-                self.steals(seat);
+                self.steals(seat, valid_until - self.rules.failover_time);
             }
         }
         let log = self.shards.entry(shard.clone()).or_default();

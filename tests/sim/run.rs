@@ -400,7 +400,10 @@ impl Player {
     async fn rest(&mut self, script: &Script, bound: Duration) {
         let config = &script.setup.config;
         let window = 3 * config.failover_time;
-        let end = Instant::now() + bound + 2 * window;
+        // A look at many rows has to be saved for; each generation needs one to be claimed, and one to be even.
+        let look = Duration::from_secs_f64(self.world.table.rows().len() as f64 / 16.0 / config.scan_budget);
+        let looks = 2 * (self.world.observer.generations() + 1) * look;
+        let end = Instant::now() + bound + 2 * window + looks;
         loop {
             let moves = self.world.observer.moves();
             let before = self.calls();

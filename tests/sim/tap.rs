@@ -64,7 +64,7 @@ impl LeaseStore for Tap<dyn LeaseStore> {
     async fn hand_off(&self, request: &HandOff) -> Result<(), LeaseError> {
         let result = self.inner.hand_off(request).await;
         if result.is_ok() {
-            self.seat.observer.asked(&self.seat, request);
+            self.seat.observer.asked(&self.seat, sent(), request);
         }
         result
     }
