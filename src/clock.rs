@@ -11,23 +11,27 @@ pub(crate) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-/// The date.
-#[cfg(not(any(test, feature = "test-util")))]
-pub(crate) fn wall() -> SystemTime {
-    SystemTime::now()
-}
-
-/// The date, moved along with a paused clock: it depends on the clock and on nothing else, so that a
-/// simulation can be repeated.
-#[cfg(any(test, feature = "test-util"))]
+/// The date: the operating system's, or one that moves along with a clock that was paused. The latter depends
+/// on that clock and on nothing else, so that a simulation can be repeated.
+///
+/// It is the clock that decides, not a feature: binaries are built with the features of tests too, and theirs
+/// must follow a date that is set.
 pub(crate) fn wall() -> SystemTime {
     static ORIGIN: std::sync::OnceLock<(Instant, SystemTime)> = std::sync::OnceLock::new();
+    let Some(now) = moved() else { return SystemTime::now() };
     let (origin, date) = *ORIGIN.get_or_init(|| (Instant::now(), SystemTime::now()));
-    let now = now();
     match now.checked_duration_since(origin) {
         Some(after) => date + after,
         None => date - (origin - now),
     }
+}
+
+/// The time of a clock that was paused or moved; none while it runs as the operating system's does.
+fn moved() -> Option<Instant> {
+    let before = Instant::now();
+    let now = now();
+    let after = Instant::now();
+    (now < before || after < now).then_some(now)
 }
 
 /// The date, of the operating system alone: for ages of files.
@@ -43,4 +47,26 @@ pub(crate) async fn sleep_until(deadline: Instant) {
 /// Waits that long.
 pub(crate) async fn sleep(duration: Duration) {
     tokio::time::sleep(duration).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_clock_that_runs_has_the_date_of_the_operating_system() {
+        for _ in 0..1000 {
+            assert_eq!(moved(), None);
+        }
+        let (before, date, after) = (SystemTime::now(), wall(), SystemTime::now());
+        assert!(before <= date && date <= after);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_paused_clock_takes_the_date_along() {
+        let before = wall();
+        sleep(Duration::from_secs(3600)).await;
+        assert!(moved().is_some());
+        assert_eq!(wall().duration_since(before).ok(), Some(Duration::from_secs(3600)));
+    }
 }
