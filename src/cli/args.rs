@@ -277,7 +277,8 @@ pub(super) struct Tail {
     /// Ends after so many records. Default: at the tip of every shard, unless --follow.
     #[arg(long, short = 'n', value_name = "N")]
     pub(super) limit: Option<u64>,
-    /// Waits for more at the tip. Implied by --from latest.
+    /// Waits for more at the tip, and goes on in the shards that a split or merge makes. Implied by --from
+    /// latest.
     #[arg(long, short)]
     pub(super) follow: bool,
     /// Prints payloads, as text or in base64.

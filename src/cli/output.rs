@@ -14,10 +14,16 @@ use super::{
 
 /// Prints text. A reader that went away is no trouble: it has what it wanted.
 pub(super) fn text(text: &str) -> Result<(), Trouble> {
+    offer(text).map(drop)
+}
+
+/// Prints text; false if its reader went away and wants no more.
+pub(super) fn offer(text: &str) -> Result<bool, Trouble> {
     let mut out = stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Trouble::failed("print", &error)),
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Trouble::failed("print", &error)),
     }
 }
 

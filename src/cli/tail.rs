@@ -4,11 +4,12 @@ use std::{collections::BTreeMap, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::json;
+use tokio::select;
 
 use super::{
     args::{Format, From, Payload, Tail},
     exit::Trouble,
-    output::{date, text},
+    output::{date, offer},
     place::{self, Place, patiently, shards},
 };
 use crate::{
@@ -17,9 +18,10 @@ use crate::{
         aggregation,
         lease::{Checkpoint, Lease, LeaseKey},
         record::Record,
-        shard::{Position, Shard, ShardId},
+        shard::{ChildShard, HashKeyRange, Position, Shard, ShardId},
+        shard_sync,
     },
-    io::{ShardIterator, SourceError, StartFrom},
+    io::{RecordSource, ShardIterator, SourceError, StartFrom},
 };
 
 /// Between two rounds over the shards: a shard serves five reads a second, to workers too.
@@ -28,6 +30,7 @@ const PAGE: usize = 1000;
 
 /// Where reading of one shard is.
 struct Cursor {
+    hash_range: HashKeyRange,
     iterator: Option<ShardIterator>,
     /// Nothing up to here is printed.
     through: Option<Position>,
@@ -36,6 +39,15 @@ struct Cursor {
 }
 
 pub(super) async fn run(place: &Place, wish: &Tail) -> Result<(), Trouble> {
+    // One wait over all of it: a Ctrl-C that comes during a call counts too.
+    select! {
+        biased;
+        _ = tokio::signal::ctrl_c() => Ok(()),
+        done = read(place, wish) => done,
+    }
+}
+
+async fn read(place: &Place, wish: &Tail) -> Result<(), Trouble> {
     let leases = match place.has_table() {
         true => place.leases(&*place.store().await?).await?,
         false if wish.from == From::Checkpoint => {
@@ -53,22 +65,23 @@ pub(super) async fn run(place: &Place, wish: &Tail) -> Result<(), Trouble> {
             .map(|id| listed.iter().find(|shard| shard.id == *id).ok_or_else(|| no_shard(id)))
             .collect::<Result<_, _>>()?,
     };
-    let mut reading: BTreeMap<&ShardId, (&Shard, Cursor)> = BTreeMap::new();
+    let mut reading = BTreeMap::new();
     for shard in chosen {
-        if let Some((from, through)) = start(wish, shard, &leases) {
-            let iterator = patiently(|| source.open(&shard.id, &from)).await?;
-            reading.insert(&shard.id, (shard, Cursor { iterator: Some(iterator), through, from }));
+        if let Some(start) = start(wish, shard, &leases) {
+            reading.insert(shard.id.clone(), open(&*source, &shard.into(), start).await?);
         }
     }
     let follow = wish.follow || wish.from == From::Latest;
+    // Announced at the end of a shard that is read, until every parent that is read has ended.
+    let mut coming: BTreeMap<ShardId, ChildShard> = BTreeMap::new();
     let mut left = wish.limit.unwrap_or(u64::MAX);
     loop {
         let mut more = false;
-        for (shard, at) in reading.values_mut() {
+        for (shard, at) in &mut reading {
             let Some(iterator) = at.iterator.take() else { continue };
-            let page = match patiently(|| source.read(&shard.id, &iterator, PAGE)).await {
+            let page = match patiently(|| source.read(shard, &iterator, PAGE)).await {
                 Err(SourceError::ExpiredIterator) => {
-                    at.iterator = Some(patiently(|| source.open(&shard.id, &at.from)).await?);
+                    at.iterator = Some(patiently(|| source.open(shard, &at.from)).await?);
                     more = true;
                     continue;
                 }
@@ -77,7 +90,7 @@ pub(super) async fn run(place: &Place, wish: &Tail) -> Result<(), Trouble> {
             let at_tip = page.behind.is_zero();
             at.iterator = page.next;
             more |= at.iterator.is_some() && (follow || !at_tip);
-            for record in aggregation::expand(page.records, Some(shard.hash_range)).records {
+            for record in aggregation::expand(page.records, Some(at.hash_range)).records {
                 at.from = StartFrom::After(record.position().sequence.clone());
                 if at.through.as_ref().is_some_and(|through| record.position() <= through) {
                     continue;
@@ -86,17 +99,42 @@ pub(super) async fn run(place: &Place, wish: &Tail) -> Result<(), Trouble> {
                     return Ok(());
                 }
                 left -= 1;
-                text(&line(&record, place.format, wish.payload))?;
+                if !offer(&line(&record, place.format, wish.payload))? {
+                    return Ok(());
+                }
+            }
+            if follow && at.iterator.is_none() {
+                // Not every server names them.
+                let children = match page.children.is_empty() {
+                    true => shard_sync::children_of(&shards(&*source).await?, shard),
+                    false => page.children,
+                };
+                coming.extend(children.into_iter().map(|child| (child.id.clone(), child)));
+            }
+        }
+        coming.retain(|id, _| !reading.contains_key(id));
+        let read_now = |parent: &ShardId| reading.get(parent).is_some_and(|at| at.iterator.is_some());
+        let ready = coming.extract_if(.., |_, child| !child.parents.iter().any(read_now));
+        for (id, child) in ready.collect::<Vec<_>>() {
+            if let Some(start) = start_of_child(wish, &child, &leases) {
+                reading.insert(id, open(&*source, &child, start).await?);
+                more = true;
             }
         }
         if !more || left == 0 {
             return Ok(());
         }
-        tokio::select! {
-            _ = tokio::signal::ctrl_c() => return Ok(()),
-            () = clock::sleep(PAUSE) => {}
-        }
+        clock::sleep(PAUSE).await;
     }
+}
+
+async fn open(
+    source: &dyn RecordSource,
+    shard: &ChildShard,
+    (from, through): (StartFrom, Option<Position>),
+) -> Result<Cursor, Trouble> {
+    let iterator = Some(patiently(|| source.open(&shard.id, &from)).await?);
+    Ok(Cursor { hash_range: shard.hash_range, iterator, through, from })
 }
 
 fn no_shard(id: &ShardId) -> Trouble {
@@ -111,17 +149,33 @@ fn start(wish: &Tail, shard: &Shard, leases: &[Lease]) -> Option<(StartFrom, Opt
         From::Latest => return None,
         From::Time(when) => (StartFrom::Timestamp(when.before(place::now())), None),
         From::Sequence(position) => (StartFrom::At(position.sequence.clone()), None),
-        From::Checkpoint => {
-            let lease = leases.iter().find(|lease| lease.key == LeaseKey::from(&shard.id));
-            match lease.map(|lease| &lease.checkpoint) {
-                Some(Checkpoint::ShardEnd) => return None,
-                Some(Checkpoint::At(position)) => {
-                    (StartFrom::At(position.sequence.clone()), Some(position.clone()))
-                }
-                _ => (StartFrom::TrimHorizon, None),
-            }
-        }
+        From::Checkpoint => return after_checkpoint(&shard.id, leases),
     })
+}
+
+/// Where a shard begins that came up meanwhile: all of it is new, but for what is older than the time asked for
+/// or was processed before.
+fn start_of_child(
+    wish: &Tail,
+    child: &ChildShard,
+    leases: &[Lease],
+) -> Option<(StartFrom, Option<Position>)> {
+    match &wish.from {
+        From::Time(when) => Some((StartFrom::Timestamp(when.before(place::now())), None)),
+        From::Checkpoint => after_checkpoint(&child.id, leases),
+        From::TrimHorizon | From::Latest | From::Sequence(_) => Some((StartFrom::TrimHorizon, None)),
+    }
+}
+
+fn after_checkpoint(shard: &ShardId, leases: &[Lease]) -> Option<(StartFrom, Option<Position>)> {
+    let lease = leases.iter().find(|lease| lease.key == LeaseKey::from(shard));
+    match lease.map(|lease| &lease.checkpoint) {
+        Some(Checkpoint::ShardEnd) => None,
+        Some(Checkpoint::At(position)) => {
+            Some((StartFrom::At(position.sequence.clone()), Some(position.clone())))
+        }
+        _ => Some((StartFrom::TrimHorizon, None)),
+    }
 }
 
 fn line(record: &Record, format: Format, payload: Option<Payload>) -> String {

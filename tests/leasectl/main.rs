@@ -6,6 +6,7 @@ mod release;
 mod reset;
 mod rows;
 mod stage;
+mod tail;
 // `script` has other options elsewhere.
 #[cfg(target_os = "linux")]
 mod watch;
