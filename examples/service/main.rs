@@ -32,7 +32,7 @@ use kinesis_consumer::{
 };
 use settings::{LogFormat, Settings};
 use tokio::select;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
 const WRONG_SETTINGS: u8 = 2;
@@ -94,6 +94,9 @@ async fn consume() -> Result<ExitCode, Box<dyn Error>> {
         LogFormat::Text => log.with_ansi(false).init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
+    for hint in &settings.hints {
+        warn!(hint, "a setting goes by another name here");
+    }
     let aws = aws_config::load_defaults(BehaviorVersion::latest()).await;
     let metrics = PrometheusSink::new();
     let worker = match worker(&settings, &aws, &metrics) {
@@ -140,6 +143,9 @@ fn show_settings() -> ExitCode {
     let nowhere = SdkConfig::builder().behavior_version(BehaviorVersion::latest()).build();
     if let Err(error) = worker(&settings, &nowhere, &PrometheusSink::new()) {
         return refused(&[error.to_string()]);
+    }
+    for hint in &settings.hints {
+        eprintln!("{hint}");
     }
     println!("{:#}", settings.to_json());
     ExitCode::SUCCESS

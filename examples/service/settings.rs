@@ -2,7 +2,7 @@
 //!
 //! A setting `failover_time` of the file is `CONSUMER_FAILOVER_TIME` of the environment. The settings are those
 //! of [`Config`], and five of the service itself. A name that is none is refused, so that a typing error cannot
-//! turn into a default; a name of the Java KCL is refused with the one to use.
+//! turn into a default; a name of the Java KCL is taken for ours, with a hint, where there is an equivalent.
 
 use std::{collections::BTreeMap, fs, net::SocketAddr};
 
@@ -10,7 +10,7 @@ use kinesis_consumer::Config;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use crate::kcl_names;
+use crate::kcl_names::{self, Taken};
 
 const PREFIX: &str = "CONSUMER_";
 /// Names the file; no setting itself.
@@ -20,6 +20,8 @@ const FILE: &str = "CONSUMER_CONFIG_FILE";
 pub(crate) struct Settings {
     pub(crate) service: Service,
     pub(crate) worker: Config,
+    /// What to say of settings that were given by the KCL's names.
+    pub(crate) hints: Vec<String>,
 }
 
 /// The settings that are not the worker's.
@@ -55,6 +57,46 @@ impl Settings {
     }
 }
 
+/// Settings that were given by the KCL's names, by ours.
+#[derive(Debug, Default)]
+struct Theirs(BTreeMap<&'static str, (Taken, String)>);
+
+impl Theirs {
+    /// Takes what may be a name of the KCL; over the same name of the file, which was taken before.
+    fn take(&mut self, given: &str, name: &str, value: &Value) -> Result<(), String> {
+        let mut taken = kcl_names::take(given, name, value)?;
+        let Taken { theirs, ours, .. } = taken;
+        if let Some((other, before)) = self.0.get(ours)
+            && other.theirs != theirs
+        {
+            return Err(format!("{given}: it is {ours} here, as {before} is; give one of them, as {ours}"));
+        }
+        let takes =
+            if object(&Service::default()).contains_key(ours) { typed::<Service> } else { typed::<Config> };
+        taken.value = takes(ours, &taken.value).map_err(|_| kcl_names::cannot(given, theirs, ours, value))?;
+        self.0.insert(ours, (taken, given.to_owned()));
+        Ok(())
+    }
+
+    /// Moves them under our names, and returns what to say of each; fails with those that were given by ours, too.
+    fn settle(self, settings: &mut Map<String, Value>) -> Result<Vec<String>, Vec<String>> {
+        let (mut hints, mut problems) = (Vec::new(), Vec::new());
+        for (ours, (Taken { theirs, value, .. }, given)) in self.0 {
+            if settings.contains_key(ours) {
+                problems.push(format!(
+                    "{given}: the Java KCL's {theirs} is {ours} here, which is given, too; remove one"
+                ));
+                continue;
+            }
+            hints.push(format!(
+                "{given}: the Java KCL's {theirs} is {ours} here; it was taken as {ours} = {value}"
+            ));
+            settings.insert(ours.to_owned(), value);
+        }
+        if problems.is_empty() { Ok(hints) } else { Err(problems) }
+    }
+}
+
 /// Reads the settings; on failure says all that is wrong with them.
 pub(crate) fn load(variables: impl Iterator<Item = (String, String)>) -> Result<Settings, Vec<String>> {
     let variables: BTreeMap<_, _> = variables.filter(|(name, _)| name.starts_with(PREFIX)).collect();
@@ -65,17 +107,22 @@ pub(crate) fn load(variables: impl Iterator<Item = (String, String)>) -> Result<
         Some(Err(problem)) => return Err(vec![problem]),
     };
     let (service, worker) = (object(&Service::default()), object(&Config::default()));
-    for name in given.keys().filter(|name| !service.contains_key(*name) && !worker.contains_key(*name)) {
-        problems.push(kcl_names::unknown(name, name));
+    let mut theirs = Theirs::default();
+    for name in given.keys().cloned().collect::<Vec<_>>() {
+        if !service.contains_key(&name) && !worker.contains_key(&name) {
+            let value = given.remove(&name).unwrap_or_default();
+            problems.extend(theirs.take(&name, &name, &value).err());
+        }
     }
     for (variable, text) in variables.iter().filter(|(name, _)| *name != FILE) {
         let name = variable.strip_prefix(PREFIX).unwrap_or(variable).to_lowercase();
+        let plain = Value::String(text.clone());
         let value = if service.contains_key(&name) {
-            typed::<Service>(&name, text)
+            typed::<Service>(&name, &plain)
         } else if worker.contains_key(&name) {
-            typed::<Config>(&name, text)
+            typed::<Config>(&name, &plain)
         } else {
-            problems.push(kcl_names::unknown(variable, &name));
+            problems.extend(theirs.take(variable, &name, &plain).err());
             continue;
         };
         match value {
@@ -83,6 +130,13 @@ pub(crate) fn load(variables: impl Iterator<Item = (String, String)>) -> Result<
             Err(error) => problems.push(format!("{variable}: {error}")),
         }
     }
+    let hints = match theirs.settle(&mut given) {
+        Ok(hints) => hints,
+        Err(twice) => {
+            problems.extend(twice);
+            Vec::new()
+        }
+    };
     if !problems.is_empty() {
         return Err(problems);
     }
@@ -96,7 +150,7 @@ pub(crate) fn load(variables: impl Iterator<Item = (String, String)>) -> Result<
             problems.push(format!("{name} is missing; set {variable}, or {name} in the file of {FILE}"));
         }
     }
-    if problems.is_empty() { Ok(Settings { service, worker }) } else { Err(problems) }
+    if problems.is_empty() { Ok(Settings { service, worker, hints }) } else { Err(problems) }
 }
 
 fn read(path: &str) -> Result<Map<String, Value>, String> {
@@ -104,17 +158,16 @@ fn read(path: &str) -> Result<Map<String, Value>, String> {
     toml::from_str(&text).map_err(|error| format!("{path}: {error}"))
 }
 
-/// The value of a variable: its text, or what the text is as JSON, whichever the setting takes.
-fn typed<T: DeserializeOwned>(name: &str, text: &str) -> Result<Value, serde_json::Error> {
+/// The value of a setting: as it is or, of a text, what it is as JSON, whichever the setting takes.
+fn typed<T: DeserializeOwned>(name: &str, given: &Value) -> Result<Value, serde_json::Error> {
     let takes = |value: &Value| {
         let alone = Map::from_iter([(name.to_owned(), value.clone())]);
         serde_json::from_value::<T>(Value::Object(alone)).map(|_| ())
     };
-    let plain = Value::String(text.to_owned());
-    let Err(error) = takes(&plain) else { return Ok(plain) };
-    match serde_json::from_str(text) {
-        Ok(value) => takes(&value).map(|()| value),
-        Err(_) => Err(error),
+    let Err(error) = takes(given) else { return Ok(given.clone()) };
+    match given.as_str().map(serde_json::from_str) {
+        Some(Ok(value)) => takes(&value).map(|()| value),
+        _ => Err(error),
     }
 }
 

@@ -61,9 +61,10 @@ def quantity(text):
 
 
 def settings(variables):
-    """The settings that the service itself makes of its variables, and what it refuses."""
+    """The settings that the service itself makes of its variables, and what it says of them: refused, or by names of
+    the Java KCL."""
     done = subprocess.run([SERVICE, "config"], env=variables, capture_output=True, text=True, timeout=30)
-    return (json.loads(done.stdout), []) if done.returncode == 0 else (None, done.stderr.splitlines())
+    return json.loads(done.stdout) if done.returncode == 0 else None, done.stderr.splitlines()
 
 
 class Rendered:

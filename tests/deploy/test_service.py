@@ -59,12 +59,12 @@ def test_a_variable_has_the_type_of_its_setting():
 
 def test_all_that_is_wrong_is_said_at_once(tmp_path):
     file = tmp_path / "consumer.toml"
-    file.write_text('failover_tiem = "4s"\nidleTimeBetweenReadsInMillis = 1000\n')
+    file.write_text('failover_tiem = "4s"\nepsilonMillis = 25\n')
     code, _, problems = config(CONSUMER_CONFIG_FILE=str(file), CONSUMER_MAX_RECORDS="ten", CONSUMER_SHARDS="4")
     assert code == 2
     assert [problem.split(":")[0] for problem in problems] == [
-        "failover_tiem", "idleTimeBetweenReadsInMillis", "CONSUMER_MAX_RECORDS", "CONSUMER_SHARDS"]
-    assert "idle_time_between_reads" in problems[1]
+        "epsilonMillis", "failover_tiem", "CONSUMER_MAX_RECORDS", "CONSUMER_SHARDS"]
+    assert "it follows failover_time" in problems[0]
 
 
 def test_what_is_required_and_what_cannot_work_is_said():
@@ -77,30 +77,65 @@ def test_what_is_required_and_what_cannot_work_is_said():
 
 
 def kcl_names():
+    """Each name of the KCL's that the service knows: how it is taken, and our setting if there is one."""
     source = (templates.ROOT / "examples" / "service" / "kcl_names.rs").read_text()
-    names = re.findall(r'^ {4}\(\s*"(\w+)",\s*(?:Setting\("(\w+)"\))?', source, re.M)
+    names = re.findall(r'^ {4}\(\s*"(\w+)",\s*(?:([A-Z]\w+)\("(\w+)"\)\)|\w)', source, re.M)
     assert len(names) == int(re.search(r"NAMES: \[[^;]*; (\d+)\]", source)[1])
     return names
 
 
-def test_every_name_of_the_kcl_is_refused_with_what_to_write_instead():
+# What one writes with the KCL, and what that is here.
+TAKEN = {
+    "Millis": ("15000", "15s"),
+    "Seconds": ("15", "15s"),
+    "Lower": ("DETAILED", "detailed"),
+    "Position": ("TRIM_HORIZON", "trim_horizon"),
+    "Time": ("1795336200", {"at_timestamp": "2026-11-22T08:30:00Z"}),
+    "Dimensions": ("Operation,ShardId", ["shard"]),
+}
+NUMBERS = ("max_leases_for_worker", "max_leases_to_steal_at_one_time", "max_records")
+
+
+def test_every_name_of_the_kcl_is_taken_for_ours_with_a_hint_or_refused_with_the_reason(tmp_path):
     names = kcl_names()
     _, settings, _ = config(**REQUIRED)
-    assert {ours for _, ours in names if ours} <= settings.keys()
-    as_variable = {name: "CONSUMER_" + re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).upper() for name, _ in names}
-    # Some are ours, too, once they are written as variables.
-    ours_too = {name: v for name, v in as_variable.items() if v.removeprefix("CONSUMER_").lower() in settings}
-    assert set(ours_too) == {
-        "maxLeasesForWorker", "maxLeasesToStealAtOneTime", "maxRecords", "metricsLevel", "workerId"}
-    as_variable = {name: variable for name, variable in as_variable.items() if name not in ours_too}
-    code, _, problems = config(**{variable: "1" for variable in as_variable.values()})
-    assert code == 2
+    assert {ours for _, _, ours in names if ours} <= settings.keys()
+    file = tmp_path / "kcl.toml"
+    for name, how, ours in names:
+        if not ours:
+            continue
+        theirs, expected = ("7", 7) if ours in NUMBERS else TAKEN.get(how, ("name", "name"))
+        file.write_text(f'{name} = "{theirs}"\n')
+        required = {key: value for key, value in REQUIRED.items() if key != f"CONSUMER_{ours.upper()}"}
+        code, settings, said = config(**required, CONSUMER_CONFIG_FILE=str(file))
+        assert (code, len(said)) == (0, 1), said
+        assert settings[ours] == expected and f"{name}: the Java KCL's {name} is {ours} here; it was taken" in said[0]
+        # Not beside ours, and only what can be converted.
+        file.write_text(f'{name} = "{theirs}"\n{ours} = {json.dumps(expected) if isinstance(expected, (str, int)) else "[]"}\n')
+        code, _, said = config(**required, CONSUMER_CONFIG_FILE=str(file))
+        assert code == 2 and any(f"{name}: the Java KCL's {name} is {ours} here, which is given, too" in s for s in said)
+        file.write_text(f"{name} = {{}}\n")
+        code, _, said = config(**required, CONSUMER_CONFIG_FILE=str(file))
+        assert code == 2 and any("cannot be converted" in line for line in said), said
+    variable = {name: "CONSUMER_" + re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).upper() for name, _, ours in names if not ours}
+    code, _, problems = config(**{one: "1" for one in variable.values()})
     said = {problem.split(":")[0]: problem for problem in problems}
-    for name, ours in names:
-        if name in as_variable:
-            answer = said[as_variable[name]]
-            assert f"the Java KCL's {name}" in answer
-            assert f" is {ours} here" in answer if ours else "nothing corresponds" in answer
+    assert code == 2
+    for name, one in variable.items():
+        assert f"nothing corresponds to the Java KCL's {name}: " in said[one]
+
+
+def test_a_variable_by_a_name_of_the_kcl_wins_over_the_file_and_two_names_for_one_setting_are_refused(tmp_path):
+    file = tmp_path / "kcl.toml"
+    file.write_text("failoverTimeMillis = 15000\n")
+    given = {**REQUIRED, "CONSUMER_CONFIG_FILE": str(file)}
+    code, settings, said = config(**given, CONSUMER_FAILOVER_TIME_MILLIS="20000")
+    assert (code, settings["failover_time"], len(said)) == (0, "20s", 1)
+    code, _, said = config(**given, CONSUMER_FAILOVER_TIME="20s")
+    assert code == 2 and "failover_time here, which is given, too" in said[0]
+    code, _, said = config(**REQUIRED, CONSUMER_WORKER_IDENTIFIER="a", CONSUMER_STREAM_NAME="b", CONSUMER_SHUTDOWN_GRACE_MILLIS="1",
+                           CONSUMER_GRACEFUL_LEASE_HANDOFF_TIMEOUT_MILLIS="1")
+    assert code == 2 and [line.split(":")[0] for line in said] == ["CONSUMER_SHUTDOWN_GRACE_MILLIS", "CONSUMER_STREAM_NAME"]
 
 
 def test_outputs_of_the_templates_are_named_as_the_settings():
