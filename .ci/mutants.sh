@@ -71,6 +71,8 @@ done
 # In place: a copy would compile the dependencies again. Mutants that loop are stopped; ends with 2 if some
 # are missed, which are looked up below.
 cd "$scratch"
+# Enough to notice, without a search for the smallest case.
+export PROPTEST_CASES=${PROPTEST_CASES:-16} PROPTEST_MAX_SHRINK_ITERS=1
 code=0
 cargo mutants --in-place --no-shuffle --colors never --timeout 60 --output .. "${arguments[@]}" || code=$?
 [ "$code" -eq 0 ] || [ "$code" -eq 2 ] || [ "$code" -eq 3 ] || exit "$code"
