@@ -252,10 +252,7 @@ mod tests {
             let fleet = Fleet { shards, workers, row_bytes, batches, failover, checkpoint, scan_budget };
             for (who, name) in KINDS {
                 let expected = table.iter().filter(|row| row.cells[..2] == [cells[0], name]);
-                let mut found = lines(&fleet, who);
-                if matches!(who, Who::Ours | Who::OursByWorker) {
-                    found.retain(|line| line.call != "Scan");
-                }
+                let found = lines(&fleet, who);
                 assert_eq!(found.len(), expected.clone().count(), "{name}: {found:?}");
                 for (found, Row { line, cells }) in found.iter().zip(expected) {
                     assert_eq!([found.what, found.call], cells[2..4], "line {line}");
