@@ -36,7 +36,7 @@ pub(super) async fn run(place: &Place, wish: &Reset) -> Result<(), Trouble> {
     let changes = changes.map_err(|refused| match refused {
         Refused::NotListed(_) => Trouble::not_found(refused.to_string()),
         Refused::OneShard | Refused::Future => Trouble::usage(refused.to_string()),
-        Refused::NotOfShard { .. } => Trouble::refused(refused.to_string()),
+        Refused::NotOfShard { .. } | Refused::LongOver { .. } => Trouble::refused(refused.to_string()),
     })?;
     let held: Vec<&Change> = changes.iter().filter(|change| change.is_held()).collect();
     if !held.is_empty() && !wish.force && !wish.dry_run {

@@ -67,6 +67,18 @@ pub(crate) enum Refused {
     /// No such shard in the stream.
     #[error("shard {0} is not in the stream: it never was, or has left it with its last record")]
     NotListed(ShardId),
+    /// It was read to its end, and so was a child: at its new end the child's lease would be made again, and those
+    /// of the child's other parents, up to the first shard.
+    #[error(
+        "shard {shard} was read to its end long ago, and so was its child {child}: name that one too, and its \
+        children, or reset all shards"
+    )]
+    LongOver {
+        /// The shard.
+        shard: ShardId,
+        /// The child that has no row either.
+        child: ShardId,
+    },
     /// A position is that of one shard.
     #[error("a sequence number belongs to one shard: name it with --shard")]
     OneShard,
@@ -116,6 +128,13 @@ pub(crate) fn plan(
     }
     let to_come = shard_sync::to_come(listed, rows);
     let rows: BTreeMap<&str, &Lease> = rows.iter().map(|row| (row.key.as_str(), row)).collect();
+    let has_row = |shard: &ShardId| rows.contains_key(shard.as_str());
+    for shard in chosen.iter().filter(|shard| !has_row(shard) && !to_come.contains(**shard)) {
+        let mut children = listed.iter().filter(|child| child.parents.contains(*shard));
+        if let Some(child) = children.find(|child| !has_row(&child.id) && !chosen.contains(&child.id)) {
+            return Err(Refused::LongOver { shard: (*shard).clone(), child: child.id.clone() });
+        }
+    }
     let mut shards: Vec<&Shard> = listed.iter().collect();
     shards.sort_by(|a, b| (&a.starting_sequence, &a.id).cmp(&(&b.starting_sequence, &b.id)));
     let mut awaited = BTreeSet::new();
@@ -317,6 +336,26 @@ mod tests {
         // Nor after it was reset itself, with its child's row still there.
         let reread = [row("0", Checkpoint::TrimHorizon, None), begun];
         assert_eq!(planned(&reread, &["4"], &Target::TrimHorizon), ["4 TRIM_HORIZON"]);
+    }
+
+    /// At the end of 0 a lease would be made for 2, whose row was cleaned up, and it be read again, too.
+    #[test]
+    fn a_shard_whose_childs_row_is_gone_is_not_read_again_by_itself() {
+        let mut listed = split();
+        listed.push(shard("3", &["1", "2"], 300, None));
+        let rows =
+            [Lease { parents: ["1".into(), "2".into()].into(), ..row("1", Checkpoint::TrimHorizon, None) }];
+        let rows = rows.map(|row| Lease { key: LeaseKey::from("3"), ..row });
+        let planned = |chosen: &[&str]| {
+            let chosen: Vec<ShardId> = chosen.iter().map(|id| (*id).into()).collect();
+            let changes = plan(&rows, &listed, &chosen, &Target::TrimHorizon, "arn:5", NOW);
+            changes.map(|changes| changes.len()).map_err(|refused| refused.to_string())
+        };
+        let refused = planned(&["0", "1"]).expect_err("2 is gone");
+        assert!(refused.contains("shard 0 was") && refused.contains("child 2:"), "{refused}");
+        assert_eq!(planned(&["1", "2"]), Ok(2));
+        assert_eq!(planned(&["0", "1", "2"]), Ok(3));
+        assert_eq!(planned(&[]), Ok(4));
     }
 
     #[test]

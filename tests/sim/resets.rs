@@ -57,6 +57,14 @@ impl World {
         }
         let line = Line { listed: &listed, rows: &rows };
         let chosen = nth.map(|nth| &listed[nth % listed.len()]);
+        // The tool refuses to read a shard again of whose children some were cleaned up.
+        if let Some(chosen) = chosen
+            && line.row(&chosen.id).is_none()
+            && !line.comes(chosen)
+            && listed.iter().any(|shard| shard.parents.contains(&chosen.id) && line.row(&shard.id).is_none())
+        {
+            return;
+        }
         for shard in &listed {
             // What a chosen shard must wait for gets a row too, where it is to come.
             let awaited = chosen.is_some_and(|chosen| {
