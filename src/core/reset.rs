@@ -152,7 +152,7 @@ pub(crate) fn plan(
         let row = rows.get(shard.id.as_str()).copied();
         // Who wants only what comes has nothing to expect of a shard that takes no more records; but one that
         // is being read keeps its children waiting until it ends.
-        let over = !shard.is_open() && row.map_or(!to_come.contains(&shard.id), Lease::is_finished);
+        let over = !shard.is_open() && row.map_or_else(|| !to_come.contains(&shard.id), Lease::is_finished);
         if *target == Target::Latest && over {
             continue;
         }

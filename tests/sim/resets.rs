@@ -77,7 +77,7 @@ impl World {
                 continue;
             }
             let row = line.row(&shard.id);
-            let over = !shard.is_open() && row.map_or(!line.comes(shard), Lease::is_finished);
+            let over = !shard.is_open() && row.map_or_else(|| !line.comes(shard), Lease::is_finished);
             if to == To::Next && over {
                 continue;
             }
