@@ -389,8 +389,11 @@ impl State {
             let tenure = self.tenures.get(&(seat.no, shard.clone()));
             // A parent that was set back keeps only those waiting that have not begun.
             let waits = |log: &ShardLog| {
-                log.reset_at
-                    .is_none_or(|at| tenure.is_none_or(|tenure| tenure.fresh && at < tenure.claimed_at))
+                // The claim may have been on its way, after the parents were looked at.
+                let under_way = self.rules.failover_time / 2;
+                log.reset_at.is_none_or(|at| {
+                    tenure.is_none_or(|tenure| tenure.fresh && at + under_way < tenure.claimed_at)
+                })
             };
             let unended = self.shards.get(&parent).is_some_and(|log| !log.ended && !log.gone && waits(log));
             // An application that began at the tip reads no shard that was closed before.

@@ -317,6 +317,11 @@ impl Player {
             return recovered;
         }
         self.rest(script, bound).await;
+        // What was read before, and is read again for a row that was removed, is not unread.
+        let end = Instant::now() + bound + self.backlog(script);
+        while !self.left(script).is_empty() && Instant::now() < end {
+            self.world.advance(script.setup.config.failover_time).await;
+        }
         self.stop_all(script).await;
         recovered
     }
