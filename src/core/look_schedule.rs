@@ -340,6 +340,119 @@ mod tests {
         assert!(gaps[19] >= period * 9 / 10, "{gaps:?}");
     }
 
+    /// A worker with a full purse, whose looks cost so many units: of 5 a second, 300 or three looks are saved.
+    fn priced(units: f64) -> (LookSchedule, Instant) {
+        let start = Instant::now();
+        let mut schedule = LookSchedule::new(BOUNDS, start);
+        schedule.looked(0, Some(units), start);
+        (schedule, start)
+    }
+
+    #[test]
+    fn others_are_given_two_periods_and_at_most_the_life_of_a_lease_to_see_what_a_worker_sees() {
+        for (units, period, patience, lively_for) in [
+            (0.5, 1.0, 2.0, 3.0),
+            (6.5, 1.3, 2.6, 3.9),
+            // From here on looks are rare, and a move makes others likely for a period.
+            (10.0, 2.0, 4.0, 2.0),
+            (20.0, 4.0, 8.0, 4.0),
+            (25.0, 5.0, 10.0, 5.0),
+            (40.0, 8.0, 10.0, 5.0),
+            (100.0, 20.0, 10.0, 5.0),
+        ] {
+            let (schedule, _) = priced(units);
+            let found = [schedule.period(), schedule.patience(), schedule.lively_for()];
+            assert_eq!(found, [period, patience, lively_for].map(Duration::from_secs_f64), "{units}");
+        }
+    }
+
+    #[test]
+    fn looks_are_rare_where_fewer_than_065_of_them_come_in_the_shortest_period_and_paired_beyond_stillness() {
+        for (units, paired, looks) in [
+            (0.5, false, None),
+            (7.5, false, None),
+            (8.0, false, Some(0.625)),
+            (10.0, false, Some(0.5)),
+            (40.0, false, Some(0.125)),
+            (50.0, false, Some(0.1)),
+            // Two looks of a pair see what one would.
+            (100.0, true, Some(0.025)),
+            (400.0, true, Some(0.00625)),
+        ] {
+            let (schedule, _) = priced(units);
+            let found = (schedule.is_paired(), schedule.looks_in_time(), schedule.are_rare());
+            assert_eq!(found, (paired, looks, looks.is_some()), "{units}");
+        }
+        let bounds = Bounds { budget: 0.5, shortest: Duration::from_millis(650), stillness: STILL };
+        let just_often_enough = LookSchedule::new(bounds, Instant::now());
+        assert_eq!(just_often_enough.period(), SECOND);
+        assert_eq!(just_often_enough.looks_in_time(), None);
+    }
+
+    #[test]
+    fn reads_of_rows_empty_the_purse_and_leave_no_debt() {
+        let (mut schedule, start) = priced(100.0);
+        for (units, left) in [(100.0, 200.0), (50.0, 150.0), (0.5, 149.5), (400.0, 0.0), (1.0, 0.0)] {
+            schedule.read(units);
+            assert_eq!(schedule.saved, left, "after {units}");
+        }
+        schedule.looked(0, Some(100.0), start);
+        schedule.read(10.0);
+        assert_eq!(schedule.saved, -100.0, "the debt of a look stays as it is");
+    }
+
+    #[test]
+    fn a_failed_look_costs_what_the_last_one_did_and_leaves_no_debt() {
+        let (mut schedule, start) = priced(100.0);
+        for (at, left) in [(0, 200.0), (0, 100.0), (10, 50.0), (10, 0.0), (12, 0.0)] {
+            schedule.failed(start + at * SECOND);
+            assert_eq!(schedule.saved, left, "at {at} s");
+        }
+        let mut unpriced = LookSchedule::new(BOUNDS, start);
+        unpriced.failed(start + SECOND / 5);
+        assert_eq!(unpriced.saved, 0.5, "half a unit before the first look");
+    }
+
+    #[test]
+    fn reads_pause_while_the_purse_is_empty_until_half_of_the_budget_has_paid_for_them() {
+        // The purse, the leases held, the usual pause and the units read; in seconds, what is paused.
+        for (saved, held, usual, units, pause) in [
+            (300.0, 0, 1, 10.0, 1),
+            (0.1, 0, 1, 10.0, 1),
+            (0.0, 0, 1, 10.0, 4),
+            (-5.0, 0, 1, 10.0, 4),
+            (0.0, 50, 1, 10.0, 2),
+            (0.0, 0, 1, 1000.0, 400),
+            (0.0, 0, 7, 10.0, 7),
+            (0.0, 0, 1, 1e9, 3600),
+        ] {
+            let (mut schedule, start) = priced(100.0);
+            schedule.hold(held, start);
+            schedule.saved = saved;
+            let found = schedule.pause(usual * SECOND, units);
+            assert_eq!(found, pause * SECOND, "{saved} saved, {held} held, {usual} s, {units} units");
+        }
+    }
+
+    #[test]
+    fn looks_spread_widely_where_less_than_two_of_them_come_in_the_stillness_of_a_lease() {
+        for (units, lively, chance, wait) in [
+            (20.0, false, 0.0, 3.4),
+            (20.0, false, 1.0, 4.6),
+            (25.0, false, 0.0, 4.25),
+            (25.0, false, 1.0, 5.75),
+            (40.0, false, 0.0, 4.0),
+            (40.0, false, 0.5, 8.4),
+            (40.0, false, 1.0, 12.8),
+            (20.0, true, 0.5, 1.0),
+            (40.0, true, 0.5, 2.1),
+        ] {
+            let (mut schedule, start) = priced(units);
+            let next = schedule.next(Shown { lively, expiry: None }, chance, start);
+            assert_eq!(next - start, Duration::from_secs_f64(wait), "{units} units, {chance}");
+        }
+    }
+
     proptest! {
         #[test]
         fn no_run_of_looks_costs_more_than_the_budget_and_what_was_saved(
