@@ -196,10 +196,9 @@ impl Coordinator {
         let children: BTreeSet<LeaseKey> = self.view.get(ended).map(children).unwrap_or_default();
         for child in &children {
             self.fetch(child).await;
-            // Another parent may have ended since the last look; and one read before its child may have been
-            // reset in between.
+            // Another parent may have ended since the last look.
             let parents = self.view.get(child).map(|child| child.parents.clone()).unwrap_or_default();
-            for parent in parents.iter().map(LeaseKey::from) {
+            for parent in parents.iter().map(LeaseKey::from).filter(|parent| parent != ended) {
                 self.fetch(&parent).await;
             }
         }
