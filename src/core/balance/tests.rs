@@ -178,6 +178,17 @@ fn where_looks_are_rare_those_who_look_take_the_leases_of_those_who_do_not() {
 }
 
 #[test]
+fn where_looks_are_rare_what_is_free_is_taken_besides_what_has_expired() {
+    let table = table("a: 1 2 3 4 | b: 5 6 | c: 7 8 | d: 9 10 | expired: 11 12 13 | free: 14");
+    for (expired, free, claimed) in
+        [(None, None, vec![]), (Some(0.1), Some(0.1), vec![11, 12, 13, 14]), (None, Some(0.1), vec![14])]
+    {
+        let rare = Limits { looks_at_expired: expired, looks_at_free: free, ..limits() };
+        assert_eq!(keys(&table.plan("a", &rare)), claimed, "{expired:?} {free:?}");
+    }
+}
+
+#[test]
 fn a_free_lease_goes_before_an_expired_one() {
     let plan = table("a: 1 2 | expired: 3 | free: 4").plan("b", &Limits { max_leases: 1, ..limits() });
     assert_eq!(keys(&plan), [4]);
@@ -614,6 +625,27 @@ fn no_more_children_are_left_to_their_heir_than_it_has_room_for() {
     assert_eq!(keys(&table.plan("b", &limits())).len(), 1);
 }
 
+#[test]
+fn a_merged_shard_is_left_to_the_holder_of_its_first_parent_and_where_looks_are_rare_to_either() {
+    let before = table("a: 1 4 | b: 2 5");
+    let (mut view, now) = (before.view, before.now);
+    let parents = [1, 2].map(shard);
+    let finished = |lease: &Lease| match parents.iter().any(|parent| lease.key == parent.into()) {
+        true => Lease { owner: None, checkpoint: Checkpoint::ShardEnd, counter: 1, ..lease.clone() },
+        false => lease.clone(),
+    };
+    let merged = Lease { parents: parents.clone().into(), ..Lease::new(&shard(8), Checkpoint::TrimHorizon) };
+    view.observe(view.leases().map(finished).chain([merged]).collect(), now);
+    let table = Table { view, now };
+    // Each has room for it.
+    for (looks, me, claimed) in
+        [(None, "a", vec![8]), (None, "b", vec![]), (Some(1.0), "a", vec![8]), (Some(1.0), "b", vec![8])]
+    {
+        let plan = table.plan(me, &Limits { looks_at_expired: looks, ..limits() });
+        assert_eq!(keys(&plan), claimed, "{me}, {looks:?}");
+    }
+}
+
 /// A fleet that balances by throughput, each worker in turn, until a whole round claims nothing; the owners
 /// then, and how many leases moved.
 fn settle_by_throughput(
@@ -760,6 +792,41 @@ fn by_throughput_free_leases_go_to_whom_they_make_even() {
     let heavy: Vec<Lease> = rows([Some(1000), Some(10), Some(10)]);
     let (a, b) = (claims("a", heavy.clone()), claims("b", heavy));
     assert!(a.contains(&4) || b.contains(&4), "{a:?} {b:?}");
+}
+
+/// Leases of which is known what their shards bring, by throughput: owners, if any, and KiB/s, numbered from 1.
+fn weighed(leases: &[(Option<&str>, f64)]) -> Table {
+    let now = Instant::now();
+    let row = |(n, (owner, kbps)): (usize, &(Option<&str>, f64))| Lease {
+        owner: owner.map(WorkerId::from),
+        throughput_kbps: Some(*kbps),
+        ..Lease::new(&shard(n), Checkpoint::TrimHorizon)
+    };
+    let mut view = LeaseView::default();
+    view.observe((1..).zip(leases).map(row).collect(), now);
+    Table { view, now }
+}
+
+#[test]
+fn by_throughput_what_takes_a_worker_more_than_a_tenth_beyond_the_mean_comes_last() {
+    // Each lease weighs 300 more than it brings: a mean of 4400, and up to 4840 is even.
+    let fits = weighed(&[(None, 4540.0), (None, 4640.0), (Some("b"), 1410.0), (Some("c"), 1410.0)]);
+    let limits = Limits { balance: Balance::Throughput, max_leases: 1, ..limits() };
+    for seed in 0..16 {
+        let rng = &mut StdRng::seed_from_u64(seed);
+        let plan = by(&"a".into(), &BTreeSet::new(), |a| plan(&fits.view, a, &limits, fits.now, rng));
+        assert_eq!(keys(&plan), [1], "seed {seed}");
+    }
+}
+
+#[test]
+fn by_throughput_a_worker_that_has_the_mean_takes_nothing_more() {
+    // Each lease weighs 100 more than it brings: a mean of 1650.
+    for (mine, claimed) in [(1550.0, vec![]), (1549.0, vec![3])] {
+        let table = weighed(&[(Some("a"), mine), (Some("b"), 2550.0 - mine), (None, 450.0)]);
+        let plan = table.plan("a", &Limits { balance: Balance::Throughput, ..limits() });
+        assert_eq!(keys(&plan), claimed, "{mine}");
+    }
 }
 
 /// The moves of each lease, in steps, of workers that watch one another balance by throughput for that many
