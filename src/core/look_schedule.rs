@@ -453,6 +453,27 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_second_look_of_a_pair_stays_due_whatever_is_seen_before_and_the_next_pair_waits_two_periods() {
+        let (mut schedule, start) = priced(100.0);
+        let calm = |now| Shown { lively: false, expiry: Some(now + STILL) };
+        let second = start + STILL;
+        assert_eq!(schedule.next(calm(start), 0.5, start), second);
+        let between = start + 4 * SECOND;
+        assert_eq!(schedule.next(calm(between), 0.5, between), second);
+        // Two periods of 20 s without the 10 s of the pair, by a spread of 1.05.
+        assert_eq!(schedule.next(calm(second), 0.5, second) - second, Duration::from_secs_f64(31.5));
+    }
+
+    #[test]
+    fn leases_about_to_expire_bring_looks_no_closer_than_a_tenth_of_the_period_or_the_stillness() {
+        for (units, wait) in [(20.0, 0.4), (40.0, 0.8), (100.0, 1.0)] {
+            let (mut schedule, start) = priced(units);
+            let next = schedule.next(Shown { lively: false, expiry: Some(start) }, 0.5, start);
+            assert_eq!(next - start, Duration::from_secs_f64(wait), "{units}");
+        }
+    }
+
     proptest! {
         #[test]
         fn no_run_of_looks_costs_more_than_the_budget_and_what_was_saved(
