@@ -229,6 +229,7 @@ pub(crate) fn other_parents(
 
 /// The listed shards whose leases are still to come: one above them is being read, whose end makes them, and
 /// nothing below them was ever begun.
+#[cfg(feature = "cli")]
 pub(crate) fn to_come(listed: &[Shard], leases: &[Lease]) -> BTreeSet<ShardId> {
     let leases: BTreeMap<&str, &Lease> = leases.iter().map(|lease| (lease.key.as_str(), lease)).collect();
     let lineage = Lineage::of(listed);
