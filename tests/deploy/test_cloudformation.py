@@ -269,7 +269,7 @@ def test_alarms_and_dashboard_are_taken_by_the_api(aws):
         else:
             cloudwatch.put_dashboard(**properties)
     alarms = {alarm["AlarmName"]: alarm for alarm in cloudwatch.describe_alarms()["MetricAlarms"]}
-    assert len(alarms) == len(resources) - 1 == 12
+    assert len(alarms) == len(resources) - 1 == 13
     assert all(alarm["AlarmActions"] == [parameters["AlarmTopicArn"]] for alarm in alarms.values())
     # Silence is an alarm where it means that nobody reads.
     loud = {name for name, alarm in alarms.items() if alarm["TreatMissingData"] == "breaching"}
