@@ -182,6 +182,26 @@ impl DynamoDbLeaseStore {
             Err(error) => Err(self.failed(operation, error)),
         }
     }
+
+    /// Deletes a row if `condition` holds; says whether it did.
+    async fn remove(
+        &self,
+        key: Item,
+        condition: String,
+        values: Item,
+        operation: &'static str,
+    ) -> Result<bool, LeaseError> {
+        let request = self.client.delete_item().table_name(&self.table);
+        let request = request
+            .set_key(Some(key))
+            .condition_expression(condition)
+            .set_expression_attribute_values(Some(values));
+        match request.send().await {
+            Ok(_) => Ok(true),
+            Err(error) if is_failed_condition(&error) => Ok(false),
+            Err(error) => Err(self.failed(operation, error)),
+        }
+    }
 }
 
 #[async_trait]
@@ -264,16 +284,7 @@ impl LeaseStore for DynamoDbLeaseStore {
 
     async fn delete(&self, seen: &Lease) -> Result<bool, LeaseError> {
         let (condition, values) = lease_item::deletable(seen);
-        let request = self.client.delete_item().table_name(&self.table);
-        let request = request
-            .set_key(Some(lease_item::key(&seen.key)))
-            .condition_expression(condition)
-            .set_expression_attribute_values(Some(values));
-        match request.send().await {
-            Ok(_) => Ok(true),
-            Err(error) if is_failed_condition(&error) => Ok(false),
-            Err(error) => Err(self.failed("delete a lease", error)),
-        }
+        self.remove(lease_item::key(&seen.key), condition, values, "delete a lease").await
     }
 
     async fn worker(&self, incarnation: &Incarnation) -> Result<Option<WorkerRow>, LeaseError> {
@@ -300,16 +311,7 @@ impl LeaseStore for DynamoDbLeaseStore {
 
     async fn forget(&self, seen: &WorkerRow) -> Result<bool, LeaseError> {
         let (condition, values) = worker_item::unchanged(seen);
-        let request = self.client.delete_item().table_name(&self.table);
-        let request = request
-            .set_key(Some(worker_item::key(&seen.incarnation)))
-            .condition_expression(condition)
-            .set_expression_attribute_values(Some(values));
-        match request.send().await {
-            Ok(_) => Ok(true),
-            Err(error) if is_failed_condition(&error) => Ok(false),
-            Err(error) => Err(self.failed("delete a worker's row", error)),
-        }
+        self.remove(worker_item::key(&seen.incarnation), condition, values, "delete a worker's row").await
     }
 }
 
