@@ -135,8 +135,7 @@ pub(crate) fn plan(
             return Err(Refused::LongOver { shard: (*shard).clone(), child: child.id.clone() });
         }
     }
-    let mut shards: Vec<&Shard> = listed.iter().collect();
-    shards.sort_by(|a, b| (&a.starting_sequence, &a.id).cmp(&(&b.starting_sequence, &b.id)));
+    let mut shards: Vec<&Shard> = shard_sync::in_order(listed).collect();
     let mut awaited = BTreeSet::new();
     for shard in shards.iter().rev().filter(|shard| to_come.contains(&shard.id)) {
         if chosen.contains(&shard.id) || awaited.contains(&shard.id) {

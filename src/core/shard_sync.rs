@@ -233,21 +233,10 @@ pub(crate) fn other_parents(
 pub(crate) fn to_come(listed: &[Shard], leases: &[Lease]) -> BTreeSet<ShardId> {
     let leases: BTreeMap<&str, &Lease> = leases.iter().map(|lease| (lease.key.as_str(), lease)).collect();
     let lineage = Lineage::of(listed);
-    let lease = |n: usize| leases.get(lineage.shards[n].id.as_str());
-    let mut above_lease = vec![false; lineage.shards.len()];
-    for n in lineage.youngest_first() {
-        let here = lease(n).is_some() || above_lease[n];
-        lineage.parents[n].iter().for_each(|p| above_lease[*p] |= here);
-    }
-    let mut awaited = vec![false; lineage.shards.len()];
-    for n in &lineage.oldest_first {
-        awaited[*n] = lineage.parents[*n].iter().any(|p| match lease(*p) {
-            Some(parent) => !parent.is_finished(),
-            None => awaited[*p],
-        });
-    }
-    let comes = |n: &usize| awaited[*n] && lease(*n).is_none() && !above_lease[*n];
-    (0..awaited.len()).filter(comes).map(|n| lineage.shards[n].id.clone()).collect()
+    let places = lineage.places(&leases);
+    let comes = |place: &Place| place.awaited && !place.leased && !place.above_lease;
+    let places = lineage.shards.iter().zip(&places).filter(|(_, place)| comes(place));
+    places.map(|(shard, _)| shard.id.clone()).collect()
 }
 
 /// The leases to create before the shard that these continue is marked as ended, and after those of their
@@ -295,7 +284,7 @@ fn new_lease(shard: &ChildShard, checkpoint: Checkpoint) -> Lease {
 }
 
 /// Parents begin before their children, so their leases are written first.
-fn in_order(listed: &[Shard]) -> impl Iterator<Item = &Shard> {
+pub(crate) fn in_order(listed: &[Shard]) -> impl Iterator<Item = &Shard> {
     let mut shards: Vec<&Shard> = listed.iter().collect();
     shards.sort_by(|a, b| (&a.starting_sequence, &a.id).cmp(&(&b.starting_sequence, &b.id)));
     shards.into_iter()
@@ -348,8 +337,8 @@ impl<'a> Lineage<'a> {
         Self { shards, parents, oldest_first }
     }
 
-    /// The shards to create leases for, by the rules of [`missing`]. Linear: two walks down, two up.
-    fn uncovered(&self, leases: &BTreeMap<&str, &Lease>, youngest: bool, heirs: Heirs) -> BTreeSet<usize> {
+    /// What the leases say of each shard. Linear: one walk up, one down.
+    fn places(&self, leases: &BTreeMap<&str, &Lease>) -> Vec<Place> {
         let mut places = vec![Place::default(); self.shards.len()];
         for (place, shard) in places.iter_mut().zip(&self.shards) {
             let lease = leases.get(shard.id.as_str());
@@ -368,12 +357,23 @@ impl<'a> Lineage<'a> {
                 place.awaited |= if parent.leased { !parent.finished } else { parent.awaited };
                 place.heir |= parent.finished;
                 place.premature |= parent.premature || self.shards[*p].is_open() && !parent.finished;
-                place.below_candidate |= parent.candidate || parent.below_candidate;
             }
+            places[*n] = place;
+        }
+        places
+    }
+
+    /// The shards to create leases for, by the rules of [`missing`]. Linear: two walks up, two down.
+    fn uncovered(&self, leases: &BTreeMap<&str, &Lease>, youngest: bool, heirs: Heirs) -> BTreeSet<usize> {
+        let mut places = self.places(leases);
+        for n in &self.oldest_first {
+            let above = |p: &usize| places[*p].candidate || places[*p].below_candidate;
+            let below_candidate = self.parents[*n].iter().any(above);
+            let place = &mut places[*n];
             let comes = heirs == Heirs::Wait && place.awaited && !place.heir;
             let covered = place.leased || place.above_lease || comes;
+            place.below_candidate = below_candidate;
             place.candidate = !covered && !place.premature;
-            places[*n] = place;
         }
         for n in self.youngest_first() {
             let here = places[n].is_new() || places[n].above_new;
