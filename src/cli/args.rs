@@ -21,7 +21,7 @@ Exit codes:
   3  refused, to protect records: a lease is held, or the table is another stream's
   4  no such table, stream, worker or shard
   5  only a part was done; the rest is named on standard error
-  6  lag --max was exceeded";
+  6  lag: a shard is further behind than --max, or nobody knows how far";
 
 /// Looks into the lease table of a Kinesis application, and changes it without losing a record.
 #[derive(Debug, Parser)]
@@ -125,7 +125,8 @@ pub(super) struct Lag {
     /// The shards. Default: all.
     #[arg(value_name = "SHARD", value_parser = shard)]
     pub(super) shards: Vec<ShardId>,
-    /// Ends with 6 if a shard is further behind, or has records that will never be read.
+    /// Ends with 6 if a shard is further behind, has records that will never be read, or may have records of
+    /// which nobody knows since when they wait.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(super) max: Option<Duration>,
 }

@@ -1,7 +1,8 @@
 //! `lag`: how far each shard's checkpoint is behind, measured in the stream itself, with no worker's help.
 //!
-//! One record after the checkpoint says how long the oldest unread record has waited; its page says how far
-//! the tip is. Takes one of the five reads a second that a shard serves.
+//! The first record after the checkpoint says how long the oldest unread one has waited; its page says how far
+//! the tip is. Takes one of the five reads a second that a shard serves. Shards that the table leaves out are
+//! listed too: nobody reads them, and no row says so.
 
 use std::{
     sync::Arc,
@@ -16,16 +17,23 @@ use super::{
     exit::{Exit, Trouble},
     lease_json,
     output::{columns, date, either, time},
-    place::{self, Place, chosen, patiently},
+    place::{self, Place, chosen, patiently, shards},
 };
 use crate::{
-    core::lease::{Checkpoint, Lease, LeaseKey},
+    core::{
+        aggregation,
+        lease::{Checkpoint, Lease, LeaseKey},
+        shard::Shard,
+        shard_sync::{self, Begin},
+    },
     io::{RecordSource, SourceError, StartFrom},
 };
 
 /// Shards that are measured at one time.
 const AT_ONCE: usize = 16;
-/// Empty pages that are followed; a stream with few records has many.
+/// Records that are read at one time: the checkpoint's own, and one more.
+const RECORDS: usize = 2;
+/// Pages without an unread record that are followed; a stream with few records has many empty ones.
 const PAGES: usize = 8;
 
 /// What was found at the checkpoint of one shard.
@@ -41,6 +49,8 @@ pub(super) enum Behind {
     AtTip,
     /// The shard has not been begun, and begins where the workers' configuration says.
     Unknown,
+    /// The table has no lease of the shard, so nobody reads it: it begins where the workers say, once one comes.
+    NoLease,
     /// The shard has left the stream: what was unread is gone.
     Gone,
 }
@@ -48,51 +58,73 @@ pub(super) enum Behind {
 pub(super) async fn run(place: &Place, wish: &Lag) -> Result<(), Trouble> {
     let store = place.store().await?;
     let leases = place.leases(&*store).await?;
-    let chosen: Vec<Lease> = chosen(&leases, &wish.shards)?.into_iter().cloned().collect();
     let source = place.source(&leases)?;
-    // Names a stream that is not there before any shard does.
-    patiently(|| source.describe()).await?;
-    let found = measure(&source, &chosen, pinned(&leases)).await?;
-    let most = found.iter().filter_map(|(_, behind)| behind.time()).max().unwrap_or_default();
+    let listed = shards(&*source).await?;
+    let without = without_lease(&listed, &leases);
+    let all: Vec<Lease> = leases.iter().chain(&without).cloned().collect();
+    let chosen: Vec<Lease> = chosen(&all, &wish.shards)?.into_iter().cloned().collect();
+    let (without, with): (Vec<Lease>, Vec<Lease>) =
+        chosen.into_iter().partition(|lease| without.iter().any(|new| new.key == lease.key));
+    let mut found = measure(&source, &with, pinned(&leases)).await?;
+    found.extend(without.into_iter().map(|lease| (lease, Behind::NoLease)));
+    found.sort_by(|(a, _), (b, _)| a.key.cmp(&b.key));
+    let most = found.iter().filter_map(|(_, behind)| behind.time()).max();
+    let unknown = found.iter().filter(|(_, behind)| behind.is_unknown()).count();
     let table = || {
         let rows: Vec<Vec<String>> = found
             .iter()
             .map(|(lease, behind)| {
                 let owner = lease.holder().map_or("-", |worker| worker.as_str()).to_owned();
-                vec![
-                    lease.key.to_string(),
-                    owner,
-                    behind.word(),
-                    behind.oldest(),
-                    lease_json::checkpoint(lease),
-                ]
+                let checkpoint = match behind {
+                    Behind::NoLease => "-".to_owned(),
+                    _ => lease_json::checkpoint(lease),
+                };
+                vec![lease.key.to_string(), owner, behind.word(), behind.oldest(), checkpoint]
             })
             .collect();
         let table = columns(&["SHARD", "HOLDER", "BEHIND", "OLDEST UNREAD", "CHECKPOINT"], &rows);
-        format!("{table}\nfurthest behind: {}\n", time(most))
+        let most = most.map_or_else(|| "-".into(), time);
+        let unknown = if unknown > 0 { format!("; not known of {unknown} shards") } else { String::new() };
+        format!("{table}\nfurthest behind: {most}{unknown}\n")
     };
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     either(place.format, table, || {
         let shards = found.iter().map(|(lease, behind)| {
             json!({
                 "shard": lease.key.as_str(),
                 "holder": lease.holder().map(|worker| worker.as_str()),
-                "behind_millis": behind.time().map(|time| time.as_millis() as u64),
+                "behind_millis": behind.time().map(millis),
                 "oldest_unread": match behind { Behind::By { oldest: Some(at), .. } => Some(date(*at)), _ => None },
                 "what": behind.what(),
-                "checkpoint": lease.checkpoint.text(),
+                "checkpoint": (*behind != Behind::NoLease).then(|| lease.checkpoint.text()),
             })
         });
-        json!({ "shards": shards.collect::<Vec<_>>(), "max_behind_millis": most.as_millis() as u64 })
+        json!({
+            "shards": shards.collect::<Vec<_>>(),
+            "max_behind_millis": most.map(millis),
+            "unknown": unknown,
+        })
     })?;
-    let late = |(_, behind): &&(Lease, Behind)| {
-        *behind == Behind::Gone || behind.time().is_some_and(|time| wish.max.is_some_and(|max| time > max))
-    };
-    match (wish.max, found.iter().filter(late).count()) {
-        (None, _) | (_, 0) => Ok(()),
-        (Some(max), count) => {
-            Err(Trouble::new(Exit::Behind, format!("{count} shards are more than {} behind", time(max))))
-        }
+    let Some(max) = wish.max else { return Ok(()) };
+    let late = found.iter().filter(|(_, behind)| behind.time().is_some_and(|time| time > max)).count();
+    let gone = found.iter().filter(|(_, behind)| *behind == Behind::Gone).count();
+    let max = time(max);
+    let counts = [
+        (late, format!("{late} shards are more than {max} behind")),
+        (gone, format!("of {gone} shards unread records are gone")),
+        (unknown, format!("of {unknown} shards it is not known how far they are behind")),
+    ];
+    let said: Vec<String> = counts.into_iter().filter(|(n, _)| *n > 0).map(|(_, what)| what).collect();
+    match &said[..] {
+        [] => Ok(()),
+        said => Err(Trouble::new(Exit::Behind, said.join("; "))),
     }
+}
+
+/// Leases of the shards that nobody reads, has read or will come to after a parent: none is in the table. Where
+/// whole lines of shards are new, the ones that take records now.
+fn without_lease(listed: &[Shard], leases: &[Lease]) -> Vec<Lease> {
+    shard_sync::missing(listed, leases, Begin::Latest { pinned_millis: 0 }, true)
 }
 
 impl Behind {
@@ -100,8 +132,13 @@ impl Behind {
         match self {
             Self::No => Some(Duration::ZERO),
             Self::By { time, .. } => Some(*time),
-            Self::Finished | Self::AtTip | Self::Unknown | Self::Gone => None,
+            Self::Finished | Self::AtTip | Self::Unknown | Self::NoLease | Self::Gone => None,
         }
+    }
+
+    /// Whether records may be unread without anybody knowing since when.
+    fn is_unknown(&self) -> bool {
+        matches!(self, Self::Unknown | Self::NoLease)
     }
 
     /// For a narrow column.
@@ -112,6 +149,7 @@ impl Behind {
             Self::Finished => "finished".into(),
             Self::AtTip => "begins at the tip".into(),
             Self::Unknown => "begins by configuration".into(),
+            Self::NoLease => "has no lease".into(),
             Self::Gone => "unread records are gone".into(),
         }
     }
@@ -124,6 +162,7 @@ impl Behind {
             Self::Finished => "finished",
             Self::AtTip => "begins_at_tip",
             Self::Unknown => "begins_by_configuration",
+            Self::NoLease => "no_lease",
             Self::Gone => "gone",
         }
     }
@@ -150,7 +189,8 @@ pub(super) fn unread_from(lease: &Lease, pinned: Option<u64>) -> Result<StartFro
     match &lease.checkpoint {
         Checkpoint::ShardEnd => Err(Behind::Finished),
         Checkpoint::TrimHorizon => Ok(StartFrom::TrimHorizon),
-        Checkpoint::At(position) => Ok(StartFrom::After(position.sequence.clone())),
+        // At, as a worker does: the rest of an aggregated record may be unread.
+        Checkpoint::At(position) => Ok(StartFrom::At(position.sequence.clone())),
         Checkpoint::Latest => start.ok_or(Behind::AtTip),
         Checkpoint::AtTimestamp => start.ok_or(Behind::Unknown),
     }
@@ -197,11 +237,13 @@ async fn measure_one(
         Err(SourceError::NoShard(_)) => return Ok(Behind::Gone),
         opened => opened?,
     };
+    let done = lease.checkpoint.position();
     let mut behind = Duration::ZERO;
     for _ in 0..PAGES {
-        let page = patiently(|| source.read(&shard, &iterator, 1)).await?;
+        let page = patiently(|| source.read(&shard, &iterator, RECORDS)).await?;
         behind = page.behind;
-        if let Some(record) = page.records.first() {
+        let records = aggregation::expand(page.records, lease.hash_range).records;
+        if let Some(record) = records.iter().find(|record| Some(record.position()) > done) {
             let arrived = record.arrived_at();
             let waited = place::now().duration_since(arrived).unwrap_or_default();
             return Ok(Behind::By { time: waited.max(behind), oldest: Some(arrived) });
@@ -239,6 +281,39 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(60)).await;
         let Behind::By { time, oldest: Some(_) } = behind(&stream, done).await else { panic!("not behind") };
         assert!(time >= Duration::from_secs(60), "{time:?}");
+    }
+
+    /// Two user records, as the Kinesis Producer Library puts them into one record.
+    const AGGREGATED: &[u8] =
+        b"\xf3\x89\x9a\xc2\x0a\x02\x70\x6b\x1a\x05\x08\x00\x1a\x01\x61\x1a\x05\x08\x00\x1a\x01\x62\
+        \x6f\x1e\x24\xde\x96\x25\x4d\xaa\xd7\x9d\xf3\xc1\xc7\xa9\x94\x0f";
+
+    #[tokio::test(start_paused = true)]
+    async fn the_rest_of_an_aggregated_record_is_unread_until_its_last_part_is_done() {
+        let stream = MemoryStream::new("s", 1);
+        stream.put("pk", "before");
+        let (_, sequence) = stream.put("pk", AGGREGATED.to_vec());
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let through = |sub| lease(Checkpoint::At(crate::Position { sequence: sequence.clone(), sub }));
+        let Behind::By { time, .. } = behind(&stream, through(0)).await else { panic!("not behind") };
+        assert!(time >= Duration::from_secs(60), "{time:?}");
+        assert_eq!(behind(&stream, through(1)).await, Behind::No);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn shards_without_a_lease_are_found_unless_one_above_them_is_unfinished() {
+        let stream = MemoryStream::new("s", 2);
+        let [left, right] = [0, 1].map(|n| stream.shards()[n].id.clone());
+        let children = stream.split(&left);
+        let without = |leases: &[Lease]| -> Vec<String> {
+            without_lease(&stream.shards(), leases).iter().map(|lease| lease.key.to_string()).collect()
+        };
+        let ids =
+            |shards: &[&crate::ShardId]| -> Vec<String> { shards.iter().map(|id| id.to_string()).collect() };
+        assert_eq!(without(&[]), ids(&[&right, &children[0], &children[1]]), "all that take records");
+        let parent = |checkpoint| Lease::new(&left, checkpoint);
+        assert_eq!(without(&[parent(Checkpoint::TrimHorizon)]), ids(&[&right]));
+        assert_eq!(without(&[parent(Checkpoint::ShardEnd)]), ids(&[&right, &children[0], &children[1]]));
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,6 +1,8 @@
 //! `list`, `describe`, `lag` and `tail`: what is, without a write.
 
-use kinesis_consumer::{Heartbeat, Incarnation, Lease, WorkerRow, io::LeaseStore, local::LocalAws};
+use kinesis_consumer::{
+    Checkpoint, Heartbeat, Incarnation, Lease, WorkerRow, io::LeaseStore, local::LocalAws,
+};
 use serde_json::Value;
 
 use crate::stage::{Running, at, every_state, leasectl, lives_by_heartbeat, row, rows, store, until};
@@ -122,6 +124,28 @@ async fn lag_is_known_when_every_worker_is_dead_and_rises() {
     let late = leasectl(&aws, "lag --table app --max 1ms").await.ended(6);
     assert!(late.err.contains("1 shards are more than"), "{late:?}");
     leasectl(&aws, "lag --table app --max 1h").await.ended(0);
+}
+
+#[tokio::test]
+async fn lag_names_shards_that_nobody_reads_because_the_table_leaves_them_out() {
+    let aws = LocalAws::start().await.expect("servers");
+    aws.create_stream("stream", 2);
+    store(&aws).await;
+    let nothing = leasectl(&aws, "lag -t app -s stream").await.ended(0);
+    assert!(nothing.out.contains("furthest behind: -; not known of 2 shards"), "{nothing:?}");
+    let json = leasectl(&aws, "lag -t app -s stream -o json").await.ended(0).json();
+    assert_eq!((&json["max_behind_millis"], &json["unknown"]), (&Value::Null, &2.into()));
+    assert_eq!(json["shards"][1]["what"], "no_lease");
+    let unknown = leasectl(&aws, "lag -t app -s stream --max 1h").await.ended(6);
+    assert!(unknown.err.contains("of 2 shards it is not known"), "{unknown:?}");
+    let created = store(&aws).await.create(&row(0, Checkpoint::TrimHorizon)).await;
+    assert!(created.expect("put"));
+    leasectl(&aws, "lag -t app -s stream --max 1h 0").await.ended(0);
+    let other = leasectl(&aws, "lag -t app -s stream --max 1h").await.ended(6);
+    assert!(other.err.contains("of 1 shards"), "{other:?}");
+    let from_configuration = row(1, Checkpoint::AtTimestamp);
+    assert!(store(&aws).await.create(&from_configuration).await.expect("put"));
+    leasectl(&aws, "lag -t app -s stream --max 1h").await.ended(6);
 }
 
 #[tokio::test]
