@@ -28,6 +28,7 @@ use sim::{
     run::{Outcome, run, shrink},
     script::{Script, Step},
 };
+use tokio::time::Instant;
 
 /// Seeds in a plain `cargo test`.
 const SEEDS: u64 = 40;
@@ -77,6 +78,7 @@ fn random_fleets_keep_every_promise() {
     let jobs = number("SIM_JOBS")
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get() as u64));
     let (next, failed, sum) = (AtomicU64::new(first), Mutex::new(Vec::new()), Mutex::new(Sum::default()));
+    let start = Instant::now();
     std::thread::scope(|scope| {
         for _ in 0..jobs {
             scope.spawn(|| {
@@ -95,7 +97,7 @@ fn random_fleets_keep_every_promise() {
             });
         }
     });
-    println!("{}", sum.into_inner().expect("no panic"));
+    println!("{}\n{:.1?} of wall time", sum.into_inner().expect("no panic"), start.elapsed());
     println!("the same again: SIM_FIRST={first} SIM_SEEDS={count} cargo test --test simulation random");
     let mut failed = failed.into_inner().expect("no panic");
     failed.sort_unstable();

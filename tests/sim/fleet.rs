@@ -15,6 +15,7 @@ use kinesis_consumer::{
         memory::{MemoryLeaseStore, MemoryStream},
     },
 };
+use md5::{Digest, Md5};
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -29,6 +30,9 @@ use super::{
     tap::Tap,
     trace::short,
 };
+
+/// Keys of what producers put.
+const KEYS: u32 = 40;
 
 /// What a fleet is made of.
 #[derive(Clone, Debug)]
@@ -384,7 +388,19 @@ impl World {
     /// Puts `count` records with random partition keys.
     pub(crate) fn put(&mut self, count: usize) {
         for _ in 0..count {
-            let key = self.rng.random_range(0..40);
+            let key = self.rng.random_range(0..KEYS);
+            self.put_key(key);
+        }
+    }
+
+    /// Puts one record into every open shard, each with a key of its own.
+    pub(crate) fn put_into_each(&mut self) {
+        for shard in self.stream.open_shards() {
+            let belongs = |key: &u32| {
+                let hash = u128::from_be_bytes(Md5::digest(format!("key-{key}")).into());
+                (shard.hash_range.start..=shard.hash_range.end).contains(&hash)
+            };
+            let key = (KEYS..).find(|key| !self.keys.contains_key(key) && belongs(key)).expect("a key");
             self.put_key(key);
         }
     }

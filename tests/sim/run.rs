@@ -301,6 +301,7 @@ impl Player {
         let needed = world.observer.unended().div_ceil(most).max(1);
         self.needed = needed;
         self.fill_up();
+        self.world.put_into_each();
         let ended = Instant::now();
         let bound = self.bound(script);
         let read = self.until(bound, |world| world.observer.unread().is_empty()).await;
@@ -322,8 +323,22 @@ impl Player {
         while !self.left(script).is_empty() && Instant::now() < end {
             self.world.advance(script.setup.config.failover_time).await;
         }
+        self.answer(script).await;
         self.stop_all(script).await;
         recovered
+    }
+
+    /// What comes into any shard while the fleet is at rest is processed with the next read: no shard is held
+    /// by somebody who does not read it.
+    async fn answer(&mut self, script: &Script) {
+        self.world.put_into_each();
+        let records = u32::try_from(aggregated()).expect("few");
+        let work = Duration::from_millis(self.world.setup.temper.slow) * records;
+        let bound = script.setup.config.idle_time_between_reads + work + Duration::from_secs(1);
+        if !self.until(bound, |world| world.observer.unread().is_empty()).await {
+            let unread = self.world.observer.unread();
+            self.world.observer.violate("fleet", format!("left unread after {bound:?} at rest: {unread:?}"));
+        }
     }
 
     /// Within this time after the last fault everything is read.

@@ -17,11 +17,14 @@ use kinesis_consumer::{
     },
 };
 
+use tokio::time::Instant;
+
 use super::{
     fleet::{Setup, World},
     processor::{Seat, Temper},
     resets::To,
-    script::Beats,
+    run::play,
+    script::{Beats, Script},
     tap::Tap,
 };
 
@@ -135,6 +138,8 @@ enum Trick {
     HidesAParent,
     /// Leaves the last record of every page out.
     DropsLast,
+    /// Shows nothing new from then on.
+    SilentSince(Instant),
 }
 
 #[derive(Debug)]
@@ -172,13 +177,19 @@ impl RecordSource for Trickster {
     }
 
     async fn read(&self, shard: &ShardId, from: &ShardIterator, limit: usize) -> Result<Page, SourceError> {
+        if let Trick::SilentSince(then) = self.trick
+            && Instant::now() >= then
+        {
+            let next = Some(from.clone());
+            return Ok(Page { records: Vec::new(), next, children: Vec::new(), behind: Duration::ZERO });
+        }
         let mut page = self.stream.read(shard, from, limit).await?;
         match self.trick {
             Trick::HidesAParent => {
                 page.children.iter_mut().for_each(|child| child.parents = [shard.clone()].into());
             }
             Trick::DropsLast => drop(page.records.pop()),
-            Trick::SkipsOne => {}
+            Trick::SkipsOne | Trick::SilentSince(_) => {}
         }
         Ok(page)
     }
@@ -222,6 +233,16 @@ async fn with_liar(lie: Lie) -> String {
 
 async fn with_trickster(trick: Trick) -> String {
     violations(|world| world.source = Arc::new(Trickster { stream: world.stream.clone(), trick })).await
+}
+
+/// A calm script of ten seconds.
+fn calm() -> Script {
+    Script { setup: Setup::new(5, 4), workers: 2, rate: (3, 200), length: 10_000, steps: Vec::new() }
+}
+
+/// What the observer has to say of a script.
+async fn said_of(script: &Script, sabotage: impl FnOnce(&mut World)) -> String {
+    play(script, true, sabotage).await.violations.join("\n")
 }
 
 #[track_caller]
@@ -308,6 +329,22 @@ async fn records_that_are_left_out_are_caught() {
     says(&with_trickster(Trick::DropsLast).await, "ever did");
 }
 
+async fn with_silence_after(time: Duration) -> String {
+    let trick = Trick::SilentSince(Instant::now() + time);
+    said_of(&calm(), |world| {
+        world.source = Arc::new(Trickster { stream: world.stream.clone(), trick });
+    })
+    .await
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_when_the_faults_have_ended_and_is_not_read_is_caught() {
+    says(&with_silence_after(10 * SECOND).await, "without faults");
+    // Every record of the script has been read by then, and those that ask for liveness.
+    says(&with_silence_after(13 * SECOND).await, "at rest");
+    assert_eq!(with_silence_after(1000 * SECOND).await, "");
+}
+
 #[tokio::test(start_paused = true)]
 async fn code_that_says_it_goes_on_and_does_not_is_caught() {
     let pretends = Temper { pretends: true, ..Temper::default() };
@@ -362,7 +399,7 @@ impl Thief {
         self.0.claim(&claim).await.expect("nobody is faster");
         let from = row.holder().expect("a holder").clone();
         self.0.seat.observer.taken(&self.0.seat, &row.key.shard(), &ClaimReason::Stolen { from });
-        Tenure::begin(&row, &claim, tokio::time::Instant::now().into_std()).expect("a claim")
+        Tenure::begin(&row, &claim, Instant::now().into_std()).expect("a claim")
     }
 }
 
