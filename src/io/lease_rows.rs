@@ -42,18 +42,23 @@ impl LeaseRows {
         Self { client }
     }
 
-    /// All tables that could be lease tables, by name.
-    pub(crate) async fn tables(&self) -> Result<Vec<TableLine>, LeaseError> {
+    /// All tables that could be lease tables, by name; and how many may not be looked at.
+    pub(crate) async fn tables(&self) -> Result<(Vec<TableLine>, usize), LeaseError> {
         let operation = "list the tables";
-        let (mut found, mut start) = (Vec::new(), None);
+        let (mut found, mut hidden, mut start) = (Vec::new(), 0, None);
         loop {
             let request = self.client.list_tables().set_exclusive_start_table_name(start);
             let page = request.send().await.map_err(|error| failed(operation, "", error))?;
             for name in page.table_names() {
-                let answer = self.client.describe_table().table_name(name).send().await;
-                let Some(table) = answer.map_err(|error| failed(operation, name, error))?.table else {
-                    continue;
+                let table = match self.client.describe_table().table_name(name).send().await {
+                    // A role that is narrowed to one application's table.
+                    Err(error) if is_denied(&error) => {
+                        hidden += 1;
+                        continue;
+                    }
+                    answer => answer.map_err(|error| failed(operation, name, error))?.table,
                 };
+                let Some(table) = table else { continue };
                 if matches!(table.key_schema(), [key] if key.attribute_name() == lease_item::KEY) {
                     let status = table.table_status().map_or("", |status| status.as_str()).to_owned();
                     found.push(TableLine {
@@ -66,7 +71,7 @@ impl LeaseRows {
             start = page.last_evaluated_table_name;
             if start.is_none() {
                 found.sort_by(|a, b| a.name.cmp(&b.name));
-                return Ok(found);
+                return Ok((found, hidden));
             }
         }
     }
@@ -238,9 +243,53 @@ fn from_json(value: &Value) -> Option<AttributeValue> {
 
 #[cfg(test)]
 mod tests {
+    use aws_sdk_dynamodb::config::{BehaviorVersion, Credentials, Region};
+    use aws_smithy_runtime_api::client::{
+        http::{HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn},
+        orchestrator::{HttpRequest, HttpResponse},
+    };
     use proptest::{collection, prelude::*};
 
     use super::*;
+
+    /// An account with two tables, of which the role may look at one.
+    #[derive(Clone, Debug)]
+    struct Account;
+
+    impl HttpConnector for Account {
+        fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+            let body = String::from_utf8_lossy(request.body().bytes().unwrap_or_default()).into_owned();
+            let (status, answer) = if request
+                .headers()
+                .get("x-amz-target")
+                .is_some_and(|target| target.ends_with(".ListTables"))
+            {
+                (200, r#"{"TableNames": ["app", "other"]}"#)
+            } else if body.contains(r#""app""#) {
+                let table = r#"{"Table": {"TableStatus": "ACTIVE", "ItemCount": 3, "KeySchema":
+                    [{"AttributeName": "leaseKey", "KeyType": "HASH"}]}}"#;
+                (200, table)
+            } else {
+                (400, r#"{"__type": "com.amazon.coral.service#AccessDeniedException", "Message": "no"}"#)
+            };
+            let status = status.try_into().expect("a status");
+            HttpConnectorFuture::ready(Ok(HttpResponse::new(status, answer.into())))
+        }
+    }
+
+    #[tokio::test]
+    async fn tables_that_the_role_may_not_look_at_are_passed_over() {
+        let connector = SharedHttpConnector::new(Account);
+        let config = aws_sdk_dynamodb::Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::new("us-east-1"))
+            .credentials_provider(Credentials::new("test", "test", None, None, "test"))
+            .http_client(http_client_fn(move |_, _| connector.clone()));
+        let rows = LeaseRows::new(Client::from_conf(config.build()));
+        let (tables, hidden) = rows.tables().await.expect("a list");
+        let only = TableLine { name: "app".into(), rows: 3, status: "ACTIVE".into() };
+        assert_eq!((tables, hidden), (vec![only], 1));
+    }
 
     fn value() -> impl Strategy<Value = AttributeValue> {
         let blob = || collection::vec(any::<u8>(), 0..8).prop_map(Blob::new);

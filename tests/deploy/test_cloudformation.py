@@ -86,19 +86,58 @@ def test_shards_can_only_be_doubled_and_halved():
     assert allowed == [2**power for power in range(11)]
 
 
+def source_of(*path):
+    """A file of src, without its tests."""
+    return templates.ROOT.joinpath("src", *path).read_text().split("#[cfg(test)]")[0]
+
+
+def calls_in(source, service):
+    """The AWS calls in a piece of source, as IAM actions: each method named like an operation of the service."""
+    operations = botocore.session.get_session().get_service_model(service).operation_names
+    names = {re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower(): name for name in operations}
+    called = set(re.findall(r"\.(\w+)\(\)", source)) & names.keys()
+    return {f"{service}:{names[name]}" for name in called}
+
+
 def calls_in_source():
-    """The AWS calls in src/io, as IAM actions: each method named like an operation of the file's service."""
-    session = botocore.session.get_session()
+    """The AWS calls in src/io."""
     found = set()
     for file in (templates.ROOT / "src" / "io").glob("*.rs"):
         if file.name == "lease_rows.rs":
             continue  # the operator's tool runs with an operator's permissions
-        source = file.read_text().split("#[cfg(test)]")[0]
+        source = source_of("io", file.name)
         for service in set(re.findall(r"\baws_sdk_(\w+)", source)):
-            operations = session.get_service_model(service).operation_names
-            names = {re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower(): name for name in operations}
-            called = set(re.findall(r"\.(\w+)\(\)", source)) & names.keys()
-            found.update(f"{service}:{names[name]}" for name in called)
+            found |= calls_in(source, service)
+    return found
+
+
+def functions(source):
+    """The functions of a file, by name, with their bodies."""
+    parts = re.split(r"\bfn (\w+)", source)
+    return dict(zip(parts[1::2], parts[2::2]))
+
+
+def calls_of_methods(file, service):
+    """What each function of a file in src/io calls, by itself and by others of the file."""
+    bodies = functions(source_of("io", file))
+
+    def calls(name, seen):
+        inner = set(re.findall(r"\bself\.(\w+)\(", bodies[name])) & bodies.keys() - seen
+        return calls_in(bodies[name], service).union(*(calls(other, seen | {other}) for other in inner))
+
+    return {name: calls(name, {name}) for name in bodies}
+
+
+def calls_of_the_tool(sources):
+    """What these sources of src/cli call through a lease store, a record source, or rows as they are stored."""
+    doors = {"store": [("dynamodb.rs", "dynamodb"), ("lease_rows.rs", "dynamodb")],
+             "source": [("kinesis.rs", "kinesis")], "rows()": [("lease_rows.rs", "dynamodb")]}
+    found = set()
+    for door, files in doors.items():
+        methods = set(re.findall(re.escape(door) + r"\s*\.(\w+)\(", "".join(sources)))
+        for file, service in files:
+            known = calls_of_methods(file, service)
+            found.update(*(known[method] for method in methods & known.keys()))
     return found
 
 
@@ -113,6 +152,24 @@ def test_the_role_allows_exactly_the_calls_that_the_source_makes():
     assert templates.actions(trial["ConsumerPolicy"]) == allowed
 
 
+def test_operators_are_allowed_exactly_the_calls_that_their_tool_makes():
+    names = [str(file.relative_to(templates.ROOT / "src")) for file in (templates.ROOT / "src" / "cli").rglob("*.rs")]
+    sources = {name.removeprefix("cli/"): source_of(name) for name in names}
+    changing = [sources.pop("reset.rs"), sources.pop("release.rs")]
+    rows = functions(sources.pop("rows.rs"))
+    looking = [*sources.values(), rows.pop("export")]
+    changing += rows.values()
+    assert "open(true)" not in "".join(looking + changing), "the tool makes no table"
+    look = calls_of_the_tool(looking) - {"dynamodb:CreateTable"}
+    change = calls_of_the_tool(changing) - {"dynamodb:CreateTable"} - look
+    assert {"kinesis:GetRecords", "dynamodb:ListTables"} <= look and "dynamodb:UpdateItem" in change
+    resources, _ = templates.filled(templates.load("consumer-role.yaml"))
+    assert templates.actions(resources["OperatorPolicy"]) == look
+    assert templates.actions(resources["OperatorChangePolicy"]) == change
+    own_key, outputs = templates.filled(templates.load("consumer-role.yaml"), StreamKeyArn=OWN_KEY)
+    assert templates.actions(own_key["KeyPolicy"]) == {"kms:Decrypt"} and "KeyPolicyArn" in outputs
+
+
 def test_no_policy_reaches_beyond_its_stream_and_table():
     parameters = {"StreamArn": STREAM_ARN, "LeaseTableArn": TABLE_ARN, "StreamKeyArn": OWN_KEY,
                   "Application": "cart-worker", "KclCompatible": "true"}
@@ -123,9 +180,10 @@ def test_no_policy_reaches_beyond_its_stream_and_table():
             where = statement["Resource"]
             for arn in [where] if isinstance(where, str) else where:
                 narrow = arn.startswith((STREAM_ARN, TABLE_ARN, OWN_KEY))
-                # CloudWatch has no resources; writing is narrowed by the namespace instead.
-                metrics = statement["Action"] in ("cloudwatch:PutMetricData", "cloudwatch:GetMetricData")
-                assert narrow or metrics, (name, arn)
+                # These know no resources; writing metrics is narrowed by the namespace instead.
+                wide = statement["Action"] in (
+                    "cloudwatch:PutMetricData", "cloudwatch:GetMetricData", "dynamodb:ListTables")
+                assert narrow or wide, (name, arn)
                 if statement["Action"] == "cloudwatch:PutMetricData":
                     assert statement["Condition"] == {"StringEquals": {"cloudwatch:namespace": "cart-worker"}}
 

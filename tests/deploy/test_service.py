@@ -140,7 +140,8 @@ def test_a_variable_by_a_name_of_the_kcl_wins_over_the_file_and_two_names_for_on
 
 def test_outputs_of_the_templates_are_named_as_the_settings():
     _, settings, _ = config(**REQUIRED)
-    elsewhere = {"StreamArn", "LeaseTableArn", "RoleArn", "OperatorPolicyArn", "KedaPolicyArn", "DashboardUrl"}
+    elsewhere = {"StreamArn", "LeaseTableArn", "RoleArn", "OperatorPolicyArn", "OperatorChangePolicyArn", "KeyPolicyArn",
+                 "KedaPolicyArn", "DashboardUrl"}
     for file in templates.FOLDER.glob("*.yaml"):
         for name, output in templates.load(file.name)["Outputs"].items():
             setting = re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
