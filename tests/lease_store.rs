@@ -45,6 +45,7 @@ const CONTRACT: &[(&str, Check)] = checks![
     a_missing_table_is_made_once_however_many_ask
     a_row_is_read_as_it_was_put
     a_row_is_put_only_where_there_is_none
+    trying_whether_rows_may_be_made_makes_none
     every_write_meets_its_condition_or_leaves_the_row_alone
     every_request_meets_its_condition_or_leaves_the_row_alone
     a_shard_lives_from_claim_to_end
@@ -213,6 +214,7 @@ async fn without_a_table_every_call_says_so(store: Store) {
         store.forget(&worker_row("a", 0)).await.err(),
         store.get(&row.key).await.err(),
         store.create(&row).await.err(),
+        store.may_create(&row.key).await.err(),
         store.write(&row.claim(&"me".into())).await.err(),
         store.hand_off(&willing.ask(&"next".into()).expect("willing")).await.err(),
         store.delete(&row).await.err(),
@@ -256,6 +258,15 @@ async fn a_row_is_put_only_where_there_is_none(store: Store) {
     assert!(store.create(&new_row("a")).await.expect("put"));
     assert!(!store.create(&full_row("a")).await.expect("refused"));
     assert_eq!(store.get(&"a".into()).await.expect("read"), Some(new_row("a")));
+}
+
+async fn trying_whether_rows_may_be_made_makes_none(store: Store) {
+    store.open(true).await.expect("a table");
+    store.create(&full_row("a")).await.expect("put");
+    for key in ["a", "b"] {
+        store.may_create(&key.into()).await.expect("allowed");
+    }
+    assert_eq!(store.list().await.expect("rows"), [full_row("a")]);
 }
 
 /// The whole truth table: each kind of write on a row as it was seen, with a hand-off, with another counter.

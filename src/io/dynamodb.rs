@@ -263,6 +263,16 @@ impl LeaseStore for DynamoDbLeaseStore {
         }
     }
 
+    async fn may_create(&self, key: &LeaseKey) -> Result<(), LeaseError> {
+        let request = self.client.put_item().table_name(&self.table);
+        let request = request.set_item(Some(lease_item::key(key)));
+        match request.condition_expression(lease_item::never()).send().await {
+            Ok(_) => Ok(()),
+            Err(error) if is_failed_condition(&error) => Ok(()),
+            Err(error) => Err(self.failed("create a lease", error)),
+        }
+    }
+
     async fn write(&self, write: &LeaseWrite) -> Result<(), LeaseError> {
         self.update(write.key(), lease_item::update(write), ReturnValue::None, "write a lease")
             .await

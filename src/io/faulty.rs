@@ -286,6 +286,10 @@ impl<S: LeaseStore> LeaseStore for FaultyLeaseStore<S> {
         self.faults.run(Op::CreateLease, self.inner.create(lease)).await
     }
 
+    async fn may_create(&self, key: &LeaseKey) -> Result<(), LeaseError> {
+        self.faults.run(Op::CreateLease, self.inner.may_create(key)).await
+    }
+
     async fn write(&self, write: &LeaseWrite) -> Result<(), LeaseError> {
         self.faults.run(Op::WriteLease, self.inner.write(write)).await
     }

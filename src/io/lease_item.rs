@@ -338,6 +338,11 @@ pub(crate) fn absent() -> String {
     format!("attribute_not_exists({KEY})")
 }
 
+/// A condition that no row meets, whether there is one or not.
+pub(crate) fn never() -> String {
+    format!("{} AND attribute_exists({KEY})", absent())
+}
+
 fn unchanged(counter: u64, values: &mut Item) -> String {
     values.insert(":expected".to_owned(), number(counter));
     format!("{COUNTER} = :expected")

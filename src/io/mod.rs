@@ -76,6 +76,16 @@ pub trait LeaseStore: fmt::Debug + Send + Sync {
     /// Puts a new row, unless there is one with this key already. Says whether it did.
     async fn create(&self, lease: &Lease) -> Result<bool, LeaseError>;
 
+    /// Tries whether a row with this key may be made, and makes none, whether there is one or not.
+    ///
+    /// # Errors
+    /// [`LeaseError::Denied`] if [`create`](Self::create) would be refused. A store that refuses nobody need not
+    /// try.
+    async fn may_create(&self, key: &LeaseKey) -> Result<(), LeaseError> {
+        let _ = key;
+        Ok(())
+    }
+
     /// Makes one conditional write.
     ///
     /// # Errors

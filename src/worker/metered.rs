@@ -85,6 +85,10 @@ impl LeaseStore for Metered<dyn LeaseStore> {
         self.run(Call::CreateLease, None, self.door.create(lease)).await
     }
 
+    async fn may_create(&self, key: &LeaseKey) -> Result<(), LeaseError> {
+        self.run(Call::CreateLease, None, self.door.may_create(key)).await
+    }
+
     async fn write(&self, write: &LeaseWrite) -> Result<(), LeaseError> {
         let call = match write.owner() {
             OwnerChange::Set { .. } => Call::TakeLease,

@@ -162,6 +162,11 @@ impl<T: LeaseStore + Clone + 'static> LeaseStore for Line<T> {
             .await
     }
 
+    async fn may_create(&self, key: &LeaseKey) -> Result<(), LeaseError> {
+        let key = key.clone();
+        self.to_table("create", None, |table| async move { table.may_create(&key).await }).await
+    }
+
     async fn write(&self, write: &LeaseWrite) -> Result<(), LeaseError> {
         let write = write.clone();
         self.to_table("write", Some(&write.key().shard()), |table| async move { table.write(&write).await })

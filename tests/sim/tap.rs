@@ -53,6 +53,10 @@ impl LeaseStore for Tap<dyn LeaseStore> {
         created
     }
 
+    async fn may_create(&self, key: &LeaseKey) -> Result<(), LeaseError> {
+        self.inner.may_create(key).await
+    }
+
     async fn write(&self, write: &LeaseWrite) -> Result<(), LeaseError> {
         self.watched(write, self.inner.write(write)).await
     }

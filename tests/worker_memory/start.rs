@@ -49,6 +49,23 @@ async fn latest_skips_nothing_where_the_hosts_clock_is_ahead_of_the_streams() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_row_that_is_deleted_by_hand_while_a_worker_starts_stays_deleted() {
+    let world = World::shards(1);
+    world.put(0, ["a", "b"]);
+    let worker = run(world.worker("a").build(world.probe()).expect("valid"));
+    world.checkpoint_at(0, "b").await;
+    worker.stop().await;
+    // Between the first look and the trials of all calls.
+    world.faults.next(Op::DeleteLease, 1, Fault::Delay(SECOND));
+    let worker = run(world.worker("b").build(world.probe()).expect("valid"));
+    tokio::time::sleep(SECOND / 2).await;
+    world.table.remove_row(&(&world.shard(0)).into()).expect("a row");
+    world.trace.wait_for_records(0, 4).await;
+    assert_eq!(world.trace.records(0), ["a", "b", "a", "b"], "read again, as without a checkpoint");
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_restart_before_the_first_checkpoint_skips_nothing() {
     let world = World::shards(2);
     world.put(0, ["old"]);

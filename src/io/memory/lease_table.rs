@@ -190,6 +190,10 @@ impl LeaseStore for MemoryLeaseStore {
         Ok(absent)
     }
 
+    async fn may_create(&self, _: &LeaseKey) -> Result<(), LeaseError> {
+        self.lock().check()
+    }
+
     async fn write(&self, write: &LeaseWrite) -> Result<(), LeaseError> {
         let mut table = self.lock();
         let row = match table.lease(write.key())? {
