@@ -246,6 +246,17 @@ mod tests {
     }
 
     #[test]
+    fn a_watch_is_in_doubt_from_the_first_sight_of_a_hole_until_it_counts_or_closes() {
+        let (mut watch, hole) = (HoleWatch::default(), [range("2-3")]);
+        let looks = [&[] as &[HashKeyRange], &hole, &hole, &hole, &hole, &[], &hole, &[]];
+        let doubts = looks.map(|holes| {
+            watch.see(holes);
+            watch.is_doubtful()
+        });
+        assert_eq!(doubts, [false, true, true, false, false, false, true, false]);
+    }
+
+    #[test]
     fn a_row_that_fits_its_shard_or_says_nothing_is_no_evidence() {
         let listed = [shard("0", "0-9", "100", "200"), shard("1", "10-MAX", "100", "open")];
         let mut rows = leases("0-9 10-MAX 5-6 ?");
