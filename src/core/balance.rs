@@ -80,6 +80,8 @@ impl Limits {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Planner<'a> {
     pub(crate) me: &'a WorkerId,
+    /// Its process: another may have its id.
+    pub(crate) process: u64,
     /// The leases for which it has a running task, whatever the table says of them: they are its load, and
     /// are never claimed again.
     pub(crate) held: &'a BTreeSet<LeaseKey>,
@@ -218,10 +220,15 @@ pub(crate) fn plan(
                 let heir = heirs.find(|heir| rare && *heir == me).or(first);
                 open.push(Open { key, lease, reason: Reason::Free, since, heir });
             }
-            Standing::Held { .. } if own && asked.is_some() => {
+            Standing::Held { .. } if own && asked.is_some() && !lease.is_namesakes(me, planner.process) => {
                 mine.add(lease, &scale);
                 let from = asked.map_or(me, HandOff::from).clone();
                 arrived.push(claim(Reason::HandedOver { from }));
+            }
+            // Its holder is gone. It comes in the room that is kept for it, so that what is free does not take that.
+            Standing::Expired { .. } if asked.is_some() && lease.is_coming_to(me) => {
+                mine.add(lease, &scale);
+                arrived.push(claim(Reason::Expired));
             }
             Standing::Held { .. } | Standing::Expired { .. } if own && lease.is_left() => {
                 returned.push(claim(Reason::Returned));

@@ -279,6 +279,13 @@ impl Lease {
         self.holder() == other.holder() && self.hands_over == other.hands_over
     }
 
+    /// Whether another process than `process` has claimed the lease under the id `me`. One that was handed over
+    /// names the claim of its last holder.
+    pub(crate) fn is_namesakes(&self, me: &WorkerId, process: u64) -> bool {
+        let claimant = self.hands_over.as_ref().filter(|claimant| claimant.worker() == me);
+        claimant.is_some_and(|claimant| claimant.process() != Some(process))
+    }
+
     /// Whether the shard has been processed to its end.
     pub fn is_finished(&self) -> bool {
         self.checkpoint == Checkpoint::ShardEnd

@@ -338,8 +338,9 @@ impl Coordinator {
         let avoided = self.avoided.iter().filter(|(_, (until, _))| now < *until);
         let avoided: BTreeSet<LeaseKey> = avoided.map(|(key, _)| key.clone()).collect();
         let limits = self.limits();
-        let planner = Planner { me: &self.parts.me, held: &held, asked: &self.asked, avoided: &avoided };
-        let mut plan = balance::plan(&self.view, planner, &limits, now, &mut self.parts.rng);
+        let Parts { me, process, rng, .. } = &mut self.parts;
+        let planner = Planner { me, process: *process, held: &held, asked: &self.asked, avoided: &avoided };
+        let mut plan = balance::plan(&self.view, planner, &limits, now, rng);
         plan.claims.retain(|claim| only.is_none_or(|only| only.contains(&claim.key)));
         let Plan { total, workers, needed, .. } = plan;
         debug!(total, workers, needed, held = held.len(), claims = plan.claims.len(), "look");

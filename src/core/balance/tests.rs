@@ -3,7 +3,7 @@ use rand::{SeedableRng, rngs::StdRng};
 
 use super::*;
 use crate::core::{
-    lease::{Checkpoint, Lease},
+    lease::{Checkpoint, Claimant, Lease},
     shard::ShardId,
     testdata::{Row, rows},
     throughput::Meter,
@@ -79,7 +79,7 @@ impl Table {
 
 /// A planner that has asked for nothing yet.
 fn by(me: &WorkerId, held: &BTreeSet<LeaseKey>, plan: impl FnOnce(Planner<'_>) -> Plan) -> Plan {
-    plan(Planner { me, held, asked: &BTreeMap::new(), avoided: &BTreeSet::new() })
+    plan(Planner { process: 1, me, held, asked: &BTreeMap::new(), avoided: &BTreeSet::new() })
 }
 
 fn keys(plan: &Plan) -> Vec<usize> {
@@ -246,7 +246,7 @@ fn a_lease_on_its_way_counts_for_where_it_goes_and_is_taken_once_it_arrives() {
     table.view.observe(table.view.leases().map(on_the_way).collect(), table.now);
     let held = BTreeSet::new();
     let b = |view: &LeaseView, now| {
-        let planner = Planner { me: &"b".into(), held: &held, asked: &asks, avoided: &held };
+        let planner = Planner { process: 1, me: &"b".into(), held: &held, asked: &asks, avoided: &held };
         plan(view, planner, &limits(), now, &mut StdRng::seed_from_u64(1))
     };
     let waiting = b(&table.view, table.now);
@@ -267,12 +267,57 @@ fn a_lease_on_its_way_counts_for_where_it_goes_and_is_taken_once_it_arrives() {
 }
 
 #[test]
+fn what_a_namesake_took_has_not_been_handed_over() {
+    let table = willing();
+    let lease = table.view.get(&(&shard(1)).into()).expect("a lease").clone();
+    let asks = [(lease.key.clone(), lease.ask(&"b".into()).expect("willing"))].into();
+    for (process, arrives) in [(1, true), (2, false)] {
+        let claimed = Lease {
+            owner: Some("b".into()),
+            hands_over: Some(Claimant::new(&"b".into(), 1, 1)),
+            ..lease.clone()
+        };
+        let mut view = LeaseView::default();
+        view.observe(vec![claimed], table.now);
+        let held = BTreeSet::new();
+        let planner = Planner { process, me: &"b".into(), held: &held, asked: &asks, avoided: &held };
+        let plan = plan(&view, planner, &limits(), table.now, &mut StdRng::seed_from_u64(1));
+        assert_eq!(!plan.claims.is_empty(), arrives, "process {process}");
+    }
+}
+
+#[test]
+fn what_was_asked_for_keeps_its_room_when_its_holder_dies() {
+    let mut table = willing();
+    let asked = |lease: &Lease| (lease.key.clone(), lease.ask(&"b".into()).expect("willing"));
+    let asks: BTreeMap<LeaseKey, HandOff> = table.view.leases().take(2).map(asked).collect();
+    let on_the_way =
+        |lease: &Lease| asks.get(&lease.key).map_or_else(|| lease.clone(), |ask| lease.after_request(ask));
+    let rows: Vec<Lease> = table.view.leases().map(on_the_way).collect();
+    table.view.observe(rows.clone(), table.now);
+    let late = table.now + FAILOVER;
+    table.view.observe(rows, late);
+    let held = BTreeSet::new();
+    let planner = Planner { process: 1, me: &"b".into(), held: &held, asked: &asks, avoided: &held };
+    let limits = Limits { max_leases: 3, ..limits() };
+    let plan = plan(&table.view, planner, &limits, late, &mut StdRng::seed_from_u64(1));
+    assert_eq!(plan.claims.len(), 3, "two that it asked for and one more");
+    assert!(plan.claims.iter().all(|claim| claim.reason == Reason::Expired && !claim.ask));
+    assert!(asks.keys().all(|key| plan.claims.iter().any(|claim| claim.key == *key)));
+}
+
+#[test]
 fn a_look_that_is_older_than_a_request_makes_no_more_of_them() {
     let table = willing();
     let asked = |lease: &Lease| (lease.key.clone(), lease.ask(&"b".into()).expect("willing"));
     let asks: BTreeMap<LeaseKey, HandOff> = table.view.leases().take(2).map(asked).collect();
-    let planner =
-        Planner { me: &"b".into(), held: &BTreeSet::new(), asked: &asks, avoided: &BTreeSet::new() };
+    let planner = Planner {
+        process: 1,
+        me: &"b".into(),
+        held: &BTreeSet::new(),
+        asked: &asks,
+        avoided: &BTreeSet::new(),
+    };
     let plan = plan(&table.view, planner, &limits(), table.now, &mut StdRng::seed_from_u64(1));
     assert_eq!((&plan.claims[..], plan.needed), (&[][..], 2));
 }
@@ -288,7 +333,7 @@ fn a_holder_that_takes_too_long_to_hand_over_is_robbed() {
     let late = table.now + limits().hand_off_timeout;
     table.view.observe(vec![renewed], late);
     let held = BTreeSet::new();
-    let planner = Planner { me: &"b".into(), held: &held, asked: &asks, avoided: &held };
+    let planner = Planner { process: 1, me: &"b".into(), held: &held, asked: &asks, avoided: &held };
     let plan = plan(&table.view, planner, &limits(), late, &mut StdRng::seed_from_u64(1));
     assert_eq!(
         plan.claims,
@@ -338,8 +383,13 @@ fn a_shard_that_is_avoided_is_nobodys_load_here_and_not_claimed() {
         let table = table(text);
         for seed in 0..8 {
             let held = table.held_by("a");
-            let planner =
-                Planner { me: &"a".into(), held: &held, asked: &BTreeMap::new(), avoided: &avoided };
+            let planner = Planner {
+                process: 1,
+                me: &"a".into(),
+                held: &held,
+                asked: &BTreeMap::new(),
+                avoided: &avoided,
+            };
             let plan = plan(&table.view, planner, &limits(), table.now, &mut StdRng::seed_from_u64(seed));
             assert_eq!(keys(&plan), expected, "{text}, seed {seed}");
         }

@@ -165,7 +165,11 @@ impl Coordinator {
                     arrived.push(Claim { key: row.key.clone(), reason, ask: false });
                     self.view.note(row, clock::now());
                 }
-                Some(row) if row.holder() == Some(&me) && !row.is_finished() && !self.is_namesakes(&row) => {
+                Some(row)
+                    if row.holder() == Some(&me)
+                        && !row.is_finished()
+                        && !row.is_namesakes(&me, self.parts.process) =>
+                {
                     let reason = Reason::HandedOver { from: ask.from().clone() };
                     arrived.push(Claim { key: row.key.clone(), reason, ask: false });
                     self.view.note(row, clock::now());
@@ -179,13 +183,6 @@ impl Coordinator {
         self.claim(arrived).await?;
         self.parts.meter.still_asked(self.asked.keys());
         Ok(self.asked.len() < before)
-    }
-
-    /// Whether another process under our id has claimed the lease. One that was handed over names the claim of
-    /// its last holder.
-    fn is_namesakes(&self, row: &Lease) -> bool {
-        let claimant = row.hands_over.as_ref().filter(|claimant| *claimant.worker() == self.parts.me);
-        claimant.is_some_and(|claimant| claimant.process() != Some(self.parts.process))
     }
 
     /// Where looks are rare: reads the row of a shard that ended here and those of its children, and claims
