@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use kinesis_consumer::{
-    Checkpoint, Config, Heartbeat, Incarnation, Lease, LeaseKey, WorkerError,
+    Checkpoint, Config, Heartbeat, Incarnation, Lease, LeaseKey, LeaseLost, WorkerError,
     io::faulty::{Faults, Op},
 };
 use tokio::time::Instant;
@@ -271,5 +271,24 @@ async fn a_row_that_was_deleted_by_hand_is_missed_within_a_look_or_two() {
     let deleted = Instant::now();
     world.trace.wait_for(0, "lost: its row was deleted").await;
     assert!(deleted.elapsed() < 3 * SECOND, "{:?}", deleted.elapsed());
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_row_that_was_deleted_and_made_anew_for_another_is_missed_within_a_look_or_two() {
+    let world = World::shards(1);
+    world.put(0, [1]);
+    let worker = run(world.worker_with("a", by_worker()).build(world.probe()).expect("valid"));
+    world.checkpoint_at(0, "1").await;
+    let others = Lease {
+        owner: Some("b".into()),
+        hands_over: Some("b#0123456789abcdef.1".into()),
+        ..Lease::new(&world.shard(0), Checkpoint::TrimHorizon)
+    };
+    assert!(world.row(0).counter > others.counter, "as a stale look would show it");
+    world.table.put_row(others);
+    let replaced = Instant::now();
+    world.trace.wait_for(0, &format!("lost: {}", LeaseLost::Deleted)).await;
+    assert!(replaced.elapsed() < 3 * SECOND, "{:?}", replaced.elapsed());
     worker.stop().await;
 }

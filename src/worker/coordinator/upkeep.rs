@@ -243,9 +243,10 @@ impl Coordinator {
     /// Reads rows again that showed an older counter than known. Without it a row that was deleted and made
     /// anew would never be claimed, or claimed from its living holder once the counters meet.
     pub(super) async fn confirm(&mut self, doubtful: Vec<LeaseKey>) {
-        // Our own are confirmed by their writes.
-        let others = doubtful.into_iter().filter(|key| !self.links.contains_key(key));
-        for key in others.take(CONFIRMED_AT_ONCE).collect::<Vec<_>>() {
+        // Our own are confirmed by their writes, if there will be any.
+        let rests = self.pulse.is_wanted();
+        let unsure = doubtful.into_iter().filter(|key| rests || !self.links.contains_key(key));
+        for key in unsure.take(CONFIRMED_AT_ONCE).collect::<Vec<_>>() {
             self.looks.read(1.0);
             if let Ok(row) = self.parts.store.get(&key).await {
                 self.view.confirm(&key, row, clock::now());
