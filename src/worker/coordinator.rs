@@ -395,13 +395,16 @@ impl Coordinator {
 
     /// Shows each holding its row: it may be over, or another worker may ask for it.
     fn show_rows(&mut self) {
+        let mut is_new = false;
         for (key, link) in &self.links {
+            let was_asked = link.held.is_asked();
             if link.held.observe(self.view.get(key)) {
                 link.changed.notify_one();
             }
+            is_new |= link.held.is_asked() && !was_asked;
         }
-        // Whoever asks for one lease often asks for another soon.
-        if self.links.values().any(|link| link.held.is_asked()) {
+        // Whoever asks for one lease often asks for another soon; but code may hold on to one for long.
+        if is_new {
             self.lively_until = clock::now() + self.looks.lively_for();
         }
     }

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use kinesis_consumer::{
     Config, InitialPosition,
-    io::faulty::{Fault, Op},
+    io::faulty::{Fault, Faults, Op},
 };
 use tokio::{task::JoinSet, time::Instant};
 
-use crate::world::{FAILOVER, Running, SECOND, World, run, until};
+use crate::world::{FAILOVER, Running, SECOND, World, config, run, until};
 
 /// The longest that a record may wait while workers are replaced in turn.
 const SILENCE: Duration = Duration::from_millis(1500);
@@ -194,4 +194,24 @@ async fn a_fleet_that_grows_from_one_to_four_is_even_soon_and_again_after_a_stop
             assert!(findings.silence <= SILENCE, "seed {seed}: {findings:?}");
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_whose_code_holds_on_to_a_lease_that_was_asked_for_looks_no_more_often() {
+    let world = World::shards(2);
+    (0..2).for_each(|shard| world.put(shard, ["never done"]));
+    let faults = Faults::new(1);
+    let stuck = world.probe_with(|_, _| std::future::pending());
+    let first = run(world.cut_off_by(&faults, "a", config()).build(stuck).expect("valid"));
+    until("both leases", || world.owners() == ["a", "a"]).await;
+    let second = run(world.worker("b").build(world.probe()).expect("valid"));
+    until("a request", || world.table.rows().iter().any(|row| row.checkpoint_owner.is_some())).await;
+    tokio::time::sleep(FAILOVER / 2).await;
+    let looks = faults.calls(Op::ListLeases);
+    tokio::time::sleep(FAILOVER).await;
+    let looks = faults.calls(Op::ListLeases) - looks;
+    assert!(looks <= 12, "{looks} looks in {FAILOVER:?}");
+    assert!(world.table.rows().iter().any(|row| row.checkpoint_owner.is_some()), "it is still asked for");
+    second.crash().await;
+    first.crash().await;
 }
