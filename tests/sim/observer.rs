@@ -186,6 +186,14 @@ impl Observer {
         let row = state.rows.entry(shard.clone()).or_default();
         (row.edited, row.highest) = (true, counter);
         row.rewound |= rewound;
+        let holder = row.holder;
+        // Its holder may not have heard of its claim, and will read the row as it is now.
+        if rewound
+            && let Some(tenure) = holder.and_then(|no| state.tenures.get_mut(&(no, shard.clone())))
+            && !tenure.begun
+        {
+            tenure.exact = false;
+        }
     }
 
     /// A worker that is not ours has processed these.

@@ -422,7 +422,12 @@ impl Player {
         let window = 3 * config.failover_time;
         // A look at many rows has to be saved for; each generation needs one to be claimed, and one to be even.
         let look = Duration::from_secs_f64(self.world.table.rows().len() as f64 / 16.0 / config.scan_budget);
-        let looks = 2 * (self.world.observer.generations() + 1) * look;
+        let looks = 2 * (self.world.observer.generations() + 1);
+        // Where leases are asked for a few in each look, half of them may have to be.
+        let unfinished = self.world.observer.unended() as u32;
+        let steals =
+            config.max_leases_to_steal_at_one_time.map_or(0, |most| unfinished.div_ceil(2 * most as u32));
+        let looks = (looks + steals) * look;
         let end = Instant::now() + bound + 2 * window + looks;
         loop {
             let moves = self.world.observer.moves();
