@@ -2,7 +2,7 @@
 //! minutes, in an outage, without permission, and at the stop.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::Write,
     sync::{Arc, Mutex},
     time::Duration,
@@ -16,12 +16,16 @@ use aws_smithy_runtime_api::client::{
 };
 use ciborium::Value;
 use kinesis_consumer::{
-    Config,
-    metrics::{MetricsDimension, MetricsLevel},
+    Config, Failure, Verdict,
+    io::{
+        faulty::{Fault, Op},
+        memory::{MemoryMetrics, MemoryStream},
+    },
+    metrics::{Metric, MetricsDimension, MetricsLevel},
 };
 use tokio::time::Instant;
 
-use crate::world::{Running, SECOND, World, config, run, until};
+use crate::world::{Running, SECOND, World, config, payloads, run, until};
 
 /// How CloudWatch answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -45,6 +49,8 @@ struct State {
     /// The data of each call that went well, by name, operation and the other dimensions.
     taken: Vec<BTreeMap<String, Taken>>,
     namespaces: Vec<String>,
+    /// What the list of the KCL's metrics says of each: operation, dimensions besides it, name and unit.
+    identities: BTreeSet<[String; 4]>,
 }
 
 /// One datum.
@@ -97,7 +103,9 @@ impl HttpConnector for CloudWatch {
             Mood::Denying => refused("AccessDeniedException"),
             Mood::Refusing => refused("InvalidParameterValueException"),
             Mood::Well => {
-                let (namespace, data) = read(&request);
+                let body = body(&request);
+                let (namespace, data) = read(&body);
+                state.identities.extend(identities(&body));
                 state.namespaces.push(namespace);
                 state.taken.push(data);
                 HttpConnectorFuture::ready(Ok(answer(200, &Value::Map(Vec::new()))))
@@ -115,14 +123,22 @@ fn answer(status: u16, body: &Value) -> HttpResponse {
     response
 }
 
-fn read(request: &HttpRequest) -> (String, BTreeMap<String, Taken>) {
-    let body: Value = ciborium::from_reader(request.body().bytes().expect("in memory")).expect("CBOR");
+fn body(request: &HttpRequest) -> Value {
+    let bytes = request.body().bytes().expect("in memory");
+    match request.headers().get("content-encoding") {
+        Some("gzip") => ciborium::from_reader(flate2::read::GzDecoder::new(bytes)),
+        _ => ciborium::from_reader(bytes),
+    }
+    .expect("CBOR")
+}
+
+fn read(body: &Value) -> (String, BTreeMap<String, Taken>) {
     let text = |value: &Value, key| field(value, key).and_then(Value::as_text).expect(key).to_owned();
     let list = |value: &Value, key| field(value, key).and_then(Value::as_array).cloned().expect(key);
     let numbers = |value: &Value| -> Vec<f64> {
         value.as_array().expect("a list").iter().map(|value| value.as_float().expect("a number")).collect()
     };
-    let data = list(&body, "MetricData").into_iter().map(|datum| {
+    let data = list(body, "MetricData").into_iter().map(|datum| {
         let dimensions: Vec<_> =
             list(&datum, "Dimensions").iter().map(|dimension| text(dimension, "Value")).collect();
         let taken = match (field(&datum, "Values"), field(&datum, "StatisticValues")) {
@@ -139,7 +155,26 @@ fn read(request: &HttpRequest) -> (String, BTreeMap<String, Taken>) {
         };
         (format!("{} {}", text(&datum, "MetricName"), dimensions.join(" ")), taken)
     });
-    (text(&body, "Namespace"), data.collect())
+    (text(body, "Namespace"), data.collect())
+}
+
+fn identities(body: &Value) -> Vec<[String; 4]> {
+    let text = |value: &Value, key| field(value, key).and_then(Value::as_text).expect(key).to_owned();
+    let data = field(body, "MetricData").and_then(Value::as_array).expect("data");
+    let identity = |datum: &Value| {
+        let dimensions = field(datum, "Dimensions").and_then(Value::as_array).expect("dimensions");
+        let (mut operation, mut besides) = (String::new(), "-");
+        for dimension in dimensions {
+            match text(dimension, "Name").as_str() {
+                "Operation" => operation = text(dimension, "Value"),
+                "ShardId" => besides = "shard",
+                "WorkerIdentifier" => besides = "worker",
+                other => panic!("{other}"),
+            }
+        }
+        [operation, besides.to_owned(), text(datum, "MetricName"), text(datum, "Unit")]
+    };
+    data.iter().map(identity).collect()
 }
 
 fn field<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
@@ -314,4 +349,90 @@ async fn levels_and_dimensions_are_the_configurations() {
         assert!((50.0..70.0).contains(&reads.sum), "{reads:?} a minute");
     }
     assert!(last.contains_key("MillisBehindLatest ApplicationTracker"), "of the fleet: {last:?}");
+}
+
+/// What the list of the KCL's metrics says is published at `level`.
+fn listed(level: MetricsLevel) -> BTreeSet<[String; 4]> {
+    let list = include_str!("../../src/core/testdata/kcl_metrics.txt").lines();
+    let rows = list.filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let rows = rows.filter_map(|line| {
+        let fields: Vec<&str> = line.split('|').map(str::trim).collect();
+        let [operation, besides, name, unit, of, here] = fields[..] else { panic!("{line}") };
+        let is_summary = of == "S" || here == "yes, summary";
+        let wanted = !here.starts_with("no, ") && (is_summary || level == MetricsLevel::Detailed);
+        wanted.then(|| [operation, besides, name, unit].map(str::to_owned))
+    });
+    rows.collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_metric_on_the_list_is_published_by_workers_to_which_everything_happens() {
+    for level in [MetricsLevel::Summary, MetricsLevel::Detailed] {
+        let world = World::of(MemoryStream::new("stream", 2).with_iterator_lifetime(SECOND * 20));
+        let cloudwatch = CloudWatch::default();
+        let config = Config {
+            metrics_level: level,
+            metrics_dimensions: [MetricsDimension::Shard, MetricsDimension::Worker].into(),
+            ..config()
+        };
+        let start = |id: &str| {
+            // What happens is known from a second sink, which gets every level.
+            let (all, tried) = (MemoryMetrics::new(), Arc::new(Mutex::new(false)));
+            let builder = world.worker_with(id, config.clone()).metrics(Arc::new(all.clone()));
+            let probe = world.probe_with(move |batch, _| {
+                let payload = payloads(&batch).remove(0);
+                let fails = payload == "fails once"
+                    && !std::mem::replace(&mut *tried.lock().expect("no panic"), true);
+                async move {
+                    if payload == "slow" {
+                        tokio::time::sleep(SECOND * 60).await;
+                    }
+                    if fails { Err(Failure::retry("not yet")) } else { Ok(Verdict::Done) }
+                }
+            });
+            (run(builder.cloudwatch(cloudwatch.client()).build(probe).expect("valid")), all)
+        };
+        world.put(0, ["fails once"]);
+        world.put(1, ["slow"]);
+        world.faults.next(Op::WriteLease, 1, Fault::Unavailable);
+        let (first, of_first) = start("a");
+        until("a claim that failed", || of_first.sum(Metric::UntakenLeases) > 0.0).await;
+        until("a retry", || of_first.sum(Metric::Retries) > 0.0).await;
+        // Read ahead, and no further until there is room.
+        world.trace.wait_for_records(1, 1).await;
+        world.put(1, ["next"]);
+        until("an old iterator", || of_first.sum(Metric::ExpiredIterator) > 0.0).await;
+        world.faults.next(Op::WriteLease, 1, Fault::LostReply);
+        until("a row read again", || of_first.sum(Metric::GetLeaseSuccess) > 0.0).await;
+
+        let (second, of_second) = start("b");
+        until("handed over", || !of_second.values(Metric::HandOverTime).is_empty()).await;
+        let mut stolen = world.row(0);
+        (stolen.owner, stolen.counter) = (Some("somebody".into()), stolen.counter + 1);
+        world.table.put_row(stolen);
+        let lost = |metrics: &MemoryMetrics| metrics.sum(Metric::LostLeases) > 0.0;
+        until("a lost lease", || lost(&of_first) || lost(&of_second)).await;
+
+        world.stream.split(&world.shard(0));
+        (0..3).for_each(|n| world.put(n, [n]));
+        let deleted = |metrics: &MemoryMetrics| metrics.sum(Metric::DeleteLeaseSuccess) > 0.0;
+        until("a row that is not needed", || deleted(&of_first) || deleted(&of_second)).await;
+
+        let calls = cloudwatch.calls();
+        until("all of it is published by both", || cloudwatch.calls() > calls + 3).await;
+        cloudwatch.is(Mood::Refusing);
+        let calls = cloudwatch.calls();
+        until("a refused call", || cloudwatch.calls() > calls).await;
+        cloudwatch.is(Mood::Well);
+        let dropped = |metrics: &MemoryMetrics| metrics.sum(Metric::MetricsDropped) > 0.0;
+        until("told of it", || dropped(&of_first) || dropped(&of_second)).await;
+        first.stop().await;
+        second.stop().await;
+
+        let published = cloudwatch.0.lock().expect("no panic").identities.clone();
+        let listed = listed(level);
+        assert!(listed.len() > 25, "{listed:?}");
+        let differ: Vec<_> = published.symmetric_difference(&listed).collect();
+        assert!(differ.is_empty(), "{level:?}: published or listed, not both: {differ:?}");
+    }
 }
