@@ -51,6 +51,9 @@ const REFUSED: [&str; 6] = [
 /// A call has at most 1,000 data and 900 KB before compression: CloudWatch takes 1 MB, and does not say of
 /// which form. The SDK sends bodies of 10 KB and more through gzip, unless the AWS configuration says otherwise
 /// (`AWS_DISABLE_REQUEST_COMPRESSION`, `AWS_REQUEST_MIN_COMPRESSION_SIZE_BYTES`).
+///
+/// What waits is bounded: 10,000 metrics of shards, beside the worker's own. Values of further shards are dropped
+/// and counted in `MetricsDropped`.
 pub struct CloudWatchSink {
     client: Client,
     namespace: String,

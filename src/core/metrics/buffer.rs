@@ -1,7 +1,8 @@
 //! What CloudWatch is to get: values merged by metric and dimensions, bounded, and packed into few calls.
 //!
-//! Only merges and packs; the sink sends, and puts back what it could not send. KCL:
-//! `MetricAccumulatingQueue`, which drops the newest when it is full and loses what could not be sent.
+//! Only merges and packs; the sink sends, and puts back what it could not send. When it is full, values of
+//! shards that have no place yet are dropped, whole and counted; the worker's own always have one. KCL:
+//! `MetricAccumulatingQueue`, which drops whatever is newest and loses what could not be sent.
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -14,7 +15,8 @@ use crate::core::{
     shard::ShardId,
 };
 
-/// Metrics with their dimensions that are kept, at most. KCL: `metricsMaxQueueSize`.
+/// Metrics with their dimensions that are kept, at most, but for those that are not about a shard, which are few.
+/// Enough for 1,250 shards at SUMMARY and for 714 at DETAILED. KCL: `metricsMaxQueueSize`.
 pub(crate) const CAPACITY: usize = 10_000;
 /// Data in one call, at most.
 const MOST_DATA: usize = 1000;
@@ -61,16 +63,14 @@ pub(crate) struct Buffer {
     level: MetricsLevel,
     dimensions: BTreeSet<MetricsDimension>,
     capacity: usize,
-    series: BTreeMap<Key, (u64, Statistics)>,
-    /// Series are numbered as they begin.
-    begun: u64,
+    series: BTreeMap<Key, Statistics>,
     dropped: u64,
 }
 
 impl Buffer {
-    /// Keeps what `level` and `dimensions` ask for, in at most `capacity` series.
+    /// Keeps what `level` and `dimensions` ask for, of shards only while there are fewer than `capacity` series.
     pub(crate) fn new(level: MetricsLevel, dimensions: BTreeSet<MetricsDimension>, capacity: usize) -> Self {
-        Self { level, dimensions, capacity, series: BTreeMap::new(), begun: 0, dropped: 0 }
+        Self { level, dimensions, capacity, series: BTreeMap::new(), dropped: 0 }
     }
 
     /// Takes in one value. What is no number is left out: CloudWatch would refuse the whole call.
@@ -95,27 +95,16 @@ impl Buffer {
     }
 
     fn merge(&mut self, key: Key, statistics: Statistics, newer: bool) {
-        self.begun += 1;
+        let full = self.series.len() >= self.capacity;
         match self.series.entry(key) {
             Entry::Occupied(mut known) if known.key().metric.kind() == Kind::Gauge => {
                 if newer {
-                    known.get_mut().1 = statistics;
+                    *known.get_mut() = statistics;
                 }
             }
-            Entry::Occupied(mut known) => known.get_mut().1.merge(statistics),
-            Entry::Vacant(place) => {
-                place.insert((self.begun, statistics));
-            }
-        }
-        if self.series.len() > self.capacity {
-            self.drop_oldest();
-        }
-    }
-
-    fn drop_oldest(&mut self) {
-        let oldest = self.series.iter().min_by_key(|(_, (begun, _))| *begun).map(|(key, _)| key.clone());
-        if let Some((_, statistics)) = oldest.and_then(|key| self.series.remove(&key)) {
-            self.dropped += statistics.count;
+            Entry::Occupied(mut known) => known.get_mut().merge(statistics),
+            Entry::Vacant(place) if full && place.key().shard.is_some() => self.dropped += statistics.count,
+            Entry::Vacant(place) => drop(place.insert(statistics)),
         }
     }
 
@@ -132,7 +121,7 @@ impl Buffer {
     /// All that waits, in parts that fit into one call each.
     pub(crate) fn take(&mut self) -> Vec<Vec<Datum>> {
         let series = mem::take(&mut self.series);
-        pack(series.into_iter().map(|(key, (_, statistics))| Datum { key, statistics }))
+        pack(series.into_iter().map(|(key, statistics)| Datum { key, statistics }))
     }
 }
 
@@ -244,16 +233,41 @@ mod tests {
     }
 
     #[test]
-    fn a_full_buffer_drops_the_oldest_series_and_counts_its_values() {
+    fn a_full_buffer_drops_values_of_further_shards_and_counts_them() {
         let (mut buffer, origin) = (buffer(MetricsLevel::Summary, &[MetricsDimension::Shard]), origin());
-        // Neither the first nor the last by name is the oldest.
-        let shards: Vec<ShardId> = [2, 0, 1, 3, 4].iter().map(|n| format!("shard-{n}").into()).collect();
-        for shard in [&shards[..1], &shards[..]].concat() {
+        // Neither the first nor the last by name comes too late.
+        let shards: Vec<ShardId> = [3, 0, 1, 4, 2].iter().map(|n| format!("shard-{n}").into()).collect();
+        for shard in [&shards[..], &shards[..]].concat() {
             buffer.add(&Sample::new(Metric::RecordsProcessed, 1.0, &origin).of_shard(&shard));
         }
-        assert_eq!((buffer.take_dropped(), buffer.take_dropped()), (2, 0), "two values of the first shard");
+        assert_eq!((buffer.take_dropped(), buffer.take_dropped()), (2, 0), "two values of the last shard");
         let left = all(&mut buffer);
         assert!(left.len() == 4 && left.iter().all(|(what, ..)| !what.ends_with("shard-2")), "{left:?}");
+        assert!(left.iter().all(|(_, count, _)| *count == 2), "the others are whole: {left:?}");
+    }
+
+    #[test]
+    fn more_shards_than_there_is_room_for_lose_nothing_unseen_and_cost_the_worker_none_of_its_own_metrics() {
+        let (origin, dimensions) = (origin(), [MetricsDimension::Shard].into());
+        let mut buffer = Buffer::new(MetricsLevel::Detailed, dimensions, CAPACITY);
+        let (of_shards, others): (Vec<Metric>, Vec<Metric>) =
+            Metric::ALL.iter().partition(|metric| metric.scope() == Scope::Shard);
+        let mut minute = |shards: usize| {
+            for shard in (0..shards).map(|n| ShardId::from(format!("shard-{n}"))) {
+                let of = |metric: &Metric| Sample::new(*metric, 1.0, &origin).of_shard(&shard);
+                of_shards.iter().for_each(|metric| buffer.add(&of(metric)));
+            }
+            others.iter().for_each(|metric| buffer.add(&Sample::new(*metric, 1.0, &origin)));
+            let data = buffer.take().concat();
+            let own = data.iter().filter(|datum| datum.key.shard.is_none()).count();
+            let kept: u64 = data.iter().map(|datum| datum.statistics.count).sum();
+            (own == others.len(), kept + buffer.take_dropped(), data.len())
+        };
+        let room = CAPACITY / of_shards.len();
+        assert_eq!(room, 714, "as the documentation says");
+        let all = |shards: usize| (shards * of_shards.len() + others.len()) as u64;
+        assert_eq!(minute(room), (true, all(room), all(room) as usize));
+        assert_eq!(minute(2000), (true, all(2000), CAPACITY + others.len()));
     }
 
     #[test]
