@@ -11,7 +11,8 @@
 //! | `config` | says what the settings are, as JSON, and what is wrong with them; reaches nothing |
 //! | `healthcheck --file FILE` | the probe, without a shell: exit code 0 fresh, 1 stale, 2 missing; see [`health::cli`] |
 //!
-//! Exit codes: 0 stopped in order, 1 could not go on, 2 the settings are wrong.
+//! Exit codes: 0 stopped in order; 1 could not go on, or work was cut off or leases not released when the time to
+//! stop was over; 2 the settings are wrong.
 
 mod exposition;
 mod kcl_names;
@@ -28,7 +29,8 @@ use std::{
 use aws_config::{BehaviorVersion, SdkConfig};
 use exposition::Exposition;
 use kinesis_consumer::{
-    BuildError, Ordering, Record, Worker, health, metrics::PrometheusSink, shutdown_signal,
+    BuildError, OnShutdown, Ordering, Record, Report, Worker, health, metrics::PrometheusSink,
+    shutdown_signal,
 };
 use settings::{LogFormat, Settings};
 use tokio::select;
@@ -113,13 +115,19 @@ async fn consume() -> Result<ExitCode, Box<dyn Error>> {
         version = env!("CARGO_PKG_VERSION"),
         "starting"
     );
-    run(worker, page).await?;
-    Ok(ExitCode::SUCCESS)
+    let report = run(worker, page).await?;
+    Ok(if is_forced(&report, settings.worker.on_shutdown) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Whether the stop took longer than it may, so that records come again or shards rest until their leases expire.
+/// The worker's last line says which: `worker stopped`.
+fn is_forced(report: &Report, wish: OnShutdown) -> bool {
+    !report.cut_off.is_empty() || wish == OnShutdown::Release && !report.kept.is_empty()
 }
 
 /// Works until a signal comes, or until nobody could watch the work any more: then it stops in order and ends
 /// with an error, for the next start to serve the page again. Others take the shards meanwhile.
-async fn run(worker: Worker, mut page: Exposition) -> Result<(), Box<dyn Error>> {
+async fn run(worker: Worker, mut page: Exposition) -> Result<Report, Box<dyn Error>> {
     let mut unwatched = None;
     let end = async {
         select! {
@@ -130,8 +138,8 @@ async fn run(worker: Worker, mut page: Exposition) -> Result<(), Box<dyn Error>>
             }
         }
     };
-    worker.run_until(end).await?;
-    unwatched.map_or(Ok(()), |error| Err(error.into()))
+    let report = worker.run_until(end).await?;
+    unwatched.map_or(Ok(report), |error| Err(error.into()))
 }
 
 /// `config`: for a look before a deploy. Standard output is what the consumer would run with.
@@ -171,9 +179,66 @@ fn causes(error: &dyn Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use kinesis_consumer::io::memory::{MemoryLeaseStore, MemoryStream};
+    use kinesis_consumer::{
+        Config, InitialPosition,
+        io::{
+            faulty::{Faults, FaultyLeaseStore},
+            memory::{MemoryLeaseStore, MemoryStream},
+        },
+    };
 
     use super::*;
+
+    /// What goes wrong with a stop.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Ends {
+        Well,
+        Stuck,
+        WithoutTable,
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_that_cuts_work_off_or_releases_nothing_is_told_from_one_in_order() {
+        for (ends, wish, forced) in [
+            (Ends::Well, OnShutdown::Release, false),
+            (Ends::Well, OnShutdown::Keep, false),
+            (Ends::Stuck, OnShutdown::Release, true),
+            (Ends::Stuck, OnShutdown::Keep, true),
+            (Ends::WithoutTable, OnShutdown::Release, true),
+        ] {
+            let (stream, faults) = (MemoryStream::new("stream", 1), Faults::new(1));
+            stream.put("key", "1");
+            let (begun, mut begins) = tokio::sync::mpsc::unbounded_channel();
+            let worker = Worker::builder("app", "stream")
+                .source(Arc::new(stream))
+                .lease_store(Arc::new(FaultyLeaseStore::new(MemoryLeaseStore::new(), faults.clone())))
+                .config(Config {
+                    initial_position: InitialPosition::TrimHorizon,
+                    on_shutdown: wish,
+                    ..Config::default()
+                })
+                .each(Ordering::Shard, move |_| {
+                    let _ = begun.send(());
+                    async move {
+                        match ends {
+                            Ends::Stuck => std::future::pending().await,
+                            Ends::Well | Ends::WithoutTable => Ok(()),
+                        }
+                    }
+                })
+                .expect("valid");
+            let handle = worker.handle();
+            let (report, ()) = tokio::join!(run(worker, Exposition::default()), async {
+                begins.recv().await.expect("a record");
+                if ends == Ends::WithoutTable {
+                    faults.cut();
+                }
+                handle.shutdown().await;
+            });
+            let report = report.expect("a report");
+            assert_eq!(is_forced(&report, wish), forced, "{ends:?} {wish:?}: {report:?}");
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_page_that_is_not_served_any_more_ends_the_process_in_order() {

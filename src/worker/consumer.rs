@@ -58,6 +58,8 @@ pub(super) struct Exit {
     pub(super) how: ExitHow,
     /// Whether others may take the lease at once.
     pub(super) free: bool,
+    /// Whether the user's side was stopped because it did not let go in time.
+    pub(super) cut_off: bool,
     pub(super) records: u64,
     pub(super) checkpoint: Option<Position>,
 }
@@ -137,7 +139,8 @@ impl Consumer {
         }
         link.set_reader(Doing::Idle);
         // Past the lease or the deadline; or the user's side let go, and has only to say how it ended.
-        if self.user_lets_go().await {
+        let cut_off = !self.user_lets_go().await;
+        if !cut_off {
             if user_end.is_none() {
                 user_end = user.join_next().await;
             }
@@ -149,7 +152,7 @@ impl Consumer {
         link.set_busy(false);
         let (shard, records, checkpoint) = (link.shard.clone(), link.records.load(Relaxed), link.done());
         let how = self.exit(user_end).await;
-        Exit { shard, how, free: link.held.is_given_up(), records, checkpoint }
+        Exit { shard, how, free: link.held.is_given_up(), cut_off, records, checkpoint }
     }
 
     /// Waits until the user's side has let go of the shard: as long as it works on it, this worker must

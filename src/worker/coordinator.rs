@@ -526,13 +526,18 @@ impl Coordinator {
             select! {
                 biased;
                 () = clock::sleep_until(last) => break,
-                Some((key, exit)) = self.consumers.join_next() => { self.on_exit(key, exit); }
+                Some((key, exit)) = self.consumers.join_next() => {
+                    let cut_off = exit.as_ref().ok().filter(|exit| exit.cut_off);
+                    self.report.cut_off.extend(cut_off.map(|exit| exit.shard.clone()));
+                    self.on_exit(key, exit);
+                }
                 Some(_) = requests.join_next() => {}
             }
         }
         if !self.consumers.is_empty() {
             warn!(shards = self.consumers.len(), "not all shards stopped in time; their leases expire");
             self.report.kept.extend(self.links.keys().map(LeaseKey::shard));
+            self.report.cut_off.extend(self.links.keys().map(LeaseKey::shard));
             self.consumers.shutdown().await;
         }
         self.pulse.end(self.parts.config.call_timeout() * 2).await;

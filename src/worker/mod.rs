@@ -100,6 +100,9 @@ pub struct Report {
     pub released: Vec<ShardId>,
     /// Shards whose lease stays with this worker until it expires: asked for, or not released in time.
     pub kept: Vec<ShardId>,
+    /// Shards whose work was stopped at the end of `shutdown_timeout`, because it had not ended by then: what was
+    /// not acknowledged is processed again. Their leases are among those released, or kept.
+    pub cut_off: Vec<ShardId>,
     /// Shards whose lease was lost.
     pub lost: Vec<ShardId>,
     /// Shards whose records left the stream before they were processed:
@@ -147,9 +150,14 @@ impl Worker {
         while beside.join_next().await.is_some() {}
         if let Ok(report) = &result {
             info!(
+                ran_for = ?report.ran_for,
                 records = report.records,
+                finished = report.finished.len(),
                 released = report.released.len(),
                 kept = report.kept.len(),
+                cut_off = report.cut_off.len(),
+                lost = report.lost.len(),
+                outlived = report.outlived.len(),
                 "worker stopped"
             );
         }

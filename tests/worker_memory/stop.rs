@@ -118,7 +118,7 @@ async fn work_that_does_not_end_is_dropped_at_the_deadline_and_the_lease_release
     assert!((7 * SECOND..8 * SECOND).contains(&asked.elapsed()), "{:?}", asked.elapsed());
     assert_eq!(world.owners(), ["-", "-"]);
     assert_eq!(world.checkpointed(0).as_deref(), Some("1"), "what was acknowledged is kept");
-    assert_eq!(report.released.len(), 2);
+    assert_eq!((report.released.len(), report.cut_off), (2, vec![world.shard(0)]));
 }
 
 #[tokio::test(start_paused = true)]
@@ -163,7 +163,7 @@ async fn on_shutdown_keep_checkpoints_and_leaves_the_lease_in_our_name() {
     let worker = run(world.worker_with("a", config).build(world.probe()).expect("valid"));
     world.trace.wait_for_records(0, 3).await;
     let report = worker.stop().await;
-    assert_eq!((report.kept, report.released), (vec![world.shard(0)], vec![]));
+    assert_eq!((report.kept, report.released, report.cut_off), (vec![world.shard(0)], vec![], vec![]));
     assert_eq!((world.owners(), world.checkpointed(0).as_deref()), (vec!["a".into()], Some("3")));
 }
 
@@ -176,6 +176,7 @@ async fn leases_that_cannot_be_released_are_reported_as_kept() {
     let asked = Instant::now();
     let report = worker.stop().await;
     assert_eq!((report.kept.len(), report.released.len()), (2, 0), "{report:?}");
+    assert_eq!(report.cut_off, [], "no work was");
     assert_eq!(world.owners(), ["a", "a"]);
     assert!(asked.elapsed() < config().shutdown_timeout + 10 * SECOND, "{:?}", asked.elapsed());
 }
