@@ -89,7 +89,7 @@ impl Observer {
             tenures: BTreeMap::new(),
             pulses: BTreeMap::new(),
             instances: Vec::new(),
-            pinned: 0,
+            pinned: None,
             counts: Counts::default(),
             moves: Vec::new(),
             moves_between: Moves::default(),
@@ -234,7 +234,7 @@ impl Observer {
             format!("makes lease {} at {}", short(lease.key.as_str()), lease.checkpoint)
         });
         if let (Checkpoint::Latest, Some(at)) = (&lease.checkpoint, lease.start_millis) {
-            state.pinned = state.pinned.max(at);
+            state.pinned = Some(state.pinned.map_or(at, |pinned| pinned.min(at)));
         }
         state.removed.remove(&shard);
         state.rows.insert(shard, RowLog { highest: lease.counter, ..RowLog::default() });
@@ -393,7 +393,7 @@ impl Observer {
     /// Shards with records that nobody has acknowledged: how many, and the first.
     pub(crate) fn unread(&self) -> Vec<(ShardId, usize, u64)> {
         let state = self.lock();
-        let pinned = state.pinned;
+        let pinned = state.pinned.unwrap_or(0);
         let unread = state.shards.iter().filter_map(|(shard, log)| {
             let count = log.unread_count(pinned);
             Some((shard.clone(), count, log.unread(pinned)?))

@@ -34,8 +34,9 @@ pub(super) struct State {
     /// Until when leases are valid that live by a heartbeat, as long as that is unbroken.
     pub(super) pulses: BTreeMap<Incarnation, Instant>,
     pub(super) instances: Vec<Instance>,
-    /// The latest start that a row was pinned to: what arrived since then must not be missed.
-    pub(super) pinned: u64,
+    /// The earliest start that a row was pinned to, which is when the application began: what arrived since then
+    /// must not be missed.
+    pub(super) pinned: Option<u64>,
     pub(super) counts: Counts,
     pub(super) moves: Vec<u64>,
     pub(super) moves_between: Moves,
