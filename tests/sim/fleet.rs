@@ -17,7 +17,10 @@ use kinesis_consumer::{
 };
 use md5::{Digest, Md5};
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::{
+    task::{AbortHandle, JoinSet},
+    time::Instant,
+};
 
 use super::{
     aggregate::aggregate,
@@ -91,6 +94,11 @@ pub(crate) struct Instance {
     stream_line: Arc<Mutex<Quality>>,
     task: AbortHandle,
     pub(crate) state: Life,
+    ended_at: Option<Instant>,
+    /// Another process with its id ran at some moment of its life, or had not long ended.
+    has_namesake: bool,
+    /// Its line was bad.
+    was_cut_off: bool,
 }
 
 /// Where a life stands.
@@ -190,9 +198,9 @@ impl World {
 
     /// Waits until `done`, at most for `limit`. False if it did not come true.
     pub(crate) async fn until(&mut self, limit: Duration, mut done: impl FnMut(&Self) -> bool) -> bool {
-        let end = tokio::time::Instant::now() + limit;
+        let end = Instant::now() + limit;
         while !done(self) {
-            if tokio::time::Instant::now() >= end {
+            if Instant::now() >= end {
                 return false;
             }
             self.advance(Duration::from_millis(50)).await;
@@ -250,11 +258,42 @@ impl World {
         });
         observer.note(name, || format!("starts as {face:?}"));
         let task = self.runs.spawn(async move { (no, tokio::join!(worker.run(), user).0) });
-        let state = Life::Running;
-        let instance =
-            Instance { seat, handle, table_faults, stream_faults, table_line, stream_line, task, state };
-        self.instances.push(instance);
+        // What a process sent before it died may still move its rows.
+        let recent = |ended: Instant| ended.elapsed() <= config.failover_time;
+        let mut has_namesake = false;
+        for other in self.instances.iter_mut().filter(|other| other.seat.name == name) {
+            if other.ended_at.is_none_or(recent) {
+                (has_namesake, other.has_namesake) = (true, true);
+            }
+        }
+        self.instances.push(Instance {
+            seat,
+            handle,
+            table_faults,
+            stream_faults,
+            table_line,
+            stream_line,
+            task,
+            state: Life::Running,
+            ended_at: None,
+            has_namesake,
+            was_cut_off: false,
+        });
         no
+    }
+
+    /// Whether something was done to a worker that may end it with this error.
+    pub(crate) fn may_end_with(&self, no: usize, error: &WorkerError) -> bool {
+        let instance = &self.instances[no];
+        let met = [instance.table_faults.met(), instance.stream_faults.met()];
+        match error {
+            WorkerError::WorkerIdInUse(_) => instance.has_namesake || self.edited,
+            WorkerError::Denied { .. } => met.iter().any(|met| met.contains_key("denied")),
+            WorkerError::Unavailable { .. } => instance.was_cut_off || met.iter().any(|met| !met.is_empty()),
+            // An owner written by hand, and a counter: a worker of the KCL looks like that.
+            WorkerError::ForeignHolder { .. } => self.edited,
+            _ => false,
+        }
     }
 
     /// Numbers of the workers that run and have not been asked to stop.
@@ -266,7 +305,7 @@ impl World {
     /// Kills a worker: all of its tasks are dropped where they stand.
     pub(crate) async fn crash(&mut self, no: usize) {
         let instance = &mut self.instances[no];
-        instance.state = Life::Over;
+        (instance.state, instance.ended_at) = (Life::Over, Some(Instant::now()));
         let name = instance.seat.name.clone();
         self.observer.note(&name, || "crashes".into());
         instance.task.abort();
@@ -335,7 +374,8 @@ impl World {
             });
             self.observer.ended(no);
             let asked = self.instances[no].state == Life::Stopping;
-            self.instances[no].state = Life::Over;
+            let instance = &mut self.instances[no];
+            (instance.state, instance.ended_at) = (Life::Over, Some(Instant::now()));
             if !asked || ending.is_err() {
                 self.endings.push((no, ending));
             }
@@ -350,13 +390,17 @@ impl World {
     }
 
     pub(crate) fn table_line(&mut self, no: usize, quality: Quality) {
-        let instance = &self.instances[no];
+        let usual = self.usual();
+        let instance = &mut self.instances[no];
+        instance.was_cut_off |= quality != usual;
         self.observer.note(&instance.seat.name, || format!("reaches the table with {quality:?}"));
         *instance.table_line.lock().expect("no panic") = quality;
     }
 
     pub(crate) fn stream_line(&mut self, no: usize, quality: Quality) {
-        let instance = &self.instances[no];
+        let usual = self.usual();
+        let instance = &mut self.instances[no];
+        instance.was_cut_off |= quality != usual;
         self.observer.note(&instance.seat.name, || format!("reaches the stream with {quality:?}"));
         *instance.stream_line.lock().expect("no panic") = quality;
     }

@@ -144,13 +144,10 @@ impl Player {
         for (no, ending) in std::mem::take(&mut self.world.endings) {
             let name = self.world.instances[no].seat.name.clone();
             match ending {
-                Err(WorkerError::WorkerIdInUse(_)) => {}
-                Err(WorkerError::Unavailable { .. } | WorkerError::Denied { .. }) => {
-                    self.later(1000, Due::Start(None));
-                }
-                // An owner written by hand, and a counter: a worker of the KCL looks like that.
-                Err(WorkerError::ForeignHolder { .. }) if self.world.edited => {
-                    self.later(1000, Due::Start(None));
+                Err(error) if self.world.may_end_with(no, &error) => {
+                    if !matches!(error, WorkerError::WorkerIdInUse(_)) {
+                        self.later(1000, Due::Start(None));
+                    }
                 }
                 other => self.world.observer.violate(&name, format!("ended by itself: {other:?}")),
             }
@@ -533,6 +530,7 @@ impl Player {
             self.world.observer.violate("fleet", format!("a worker has not stopped within {limit:?}"));
             return;
         }
+        self.replace_ended();
         for row in self.world.table.rows().iter().filter(|row| !row.is_finished()) {
             if config.on_shutdown == OnShutdown::Release && row.holder().is_some() {
                 let held = format!("{} still has a holder after a clean stop: {:?}", row.key, row.holder());

@@ -8,8 +8,8 @@ use std::{
 
 use async_trait::async_trait;
 use kinesis_consumer::{
-    ClaimReason, Claimant, HandOff, Incarnation, Lease, LeaseKey, LeaseWrite, OwnerChange, Shard, ShardId,
-    Tenure, WorkerRow,
+    Checkpoint, ClaimReason, Claimant, HandOff, Incarnation, Lease, LeaseKey, LeaseWrite, OwnerChange, Shard,
+    ShardId, Tenure, WorkerRow,
     io::{
         LeaseError, LeaseStore, Page, RecordSource, Rows, ShardFilter, ShardIterator, SourceError, StartFrom,
         StreamDescription,
@@ -47,6 +47,12 @@ enum Lie {
     OldBeats,
     /// Answers no look but the first.
     EndlessLooks,
+    /// Is not to be used by anybody.
+    Forbidden,
+    /// Cannot be reached.
+    Away,
+    /// Shows a row that somebody with the id of the fleet's first worker renews.
+    Namesake,
 }
 
 #[derive(Debug)]
@@ -59,11 +65,26 @@ struct Liar {
 #[async_trait]
 impl LeaseStore for Liar {
     async fn open(&self, create: bool) -> Result<(), LeaseError> {
-        self.table.open(create).await
+        let operation = "open the table";
+        match self.lie {
+            Lie::Forbidden => Err(LeaseError::Denied { operation, source: "sabotage".into() }),
+            Lie::Away => Err(LeaseError::Unavailable { operation, source: "sabotage".into() }),
+            _ => self.table.open(create).await,
+        }
     }
 
     async fn scan(&self) -> Result<Rows, LeaseError> {
-        let Rows { leases, mut workers, read_units } = self.table.scan().await?;
+        let Rows { mut leases, mut workers, read_units } = self.table.scan().await?;
+        if self.lie == Lie::Namesake && !leases.is_empty() {
+            let mut first = self.first.lock().expect("no panic");
+            let new = || {
+                let row = Lease::new(&"shardId-000000000999".into(), Checkpoint::TrimHorizon);
+                Lease { owner: Some("w1".into()), ..row }
+            };
+            let row = first.entry(leases[0].key.clone()).or_insert_with(new);
+            row.counter += 1;
+            leases.push(row.clone());
+        }
         if self.lie == Lie::OldBeats {
             workers.iter_mut().for_each(|row| row.counter = 0);
         }
@@ -369,6 +390,20 @@ async fn a_table_that_never_answers_a_look_is_caught() {
     world.put(60);
     world.until(200 * SECOND, |world| !world.observer.violations().is_empty()).await;
     says(&world.observer.violations().join("\n"), "CoordinatorStuck");
+}
+
+/// Of workers that nothing was done to.
+#[tokio::test(start_paused = true)]
+async fn an_ending_without_a_cause_is_caught() {
+    let minute = Script { length: 70_000, ..calm() };
+    for (lie, ending) in
+        [(Lie::Forbidden, "Denied"), (Lie::Namesake, "WorkerIdInUse"), (Lie::Away, "Unavailable")]
+    {
+        let sabotage = |world: &mut World| {
+            world.store = Arc::new(Liar { table: world.table.clone(), lie, first: Mutex::default() });
+        };
+        says(&said_of(&minute, sabotage).await, &format!("ended by itself: Err({ending}"));
+    }
 }
 
 #[tokio::test(start_paused = true)]
