@@ -119,6 +119,7 @@ struct Sum {
     stolen_alive: u64,
     handed_over: u64,
     calls: u64,
+    throttled: u64,
     faults: BTreeMap<String, u64>,
     /// And its seed.
     longest_recovery: (Duration, u64),
@@ -135,6 +136,7 @@ impl Sum {
         self.stolen_alive += counts.stolen_alive;
         self.handed_over += counts.handed_over;
         self.calls += counts.calls;
+        self.throttled += counts.throttled;
         for (kind, count) in &outcome.faults {
             *self.faults.entry(kind.clone()).or_default() += count;
         }
@@ -146,7 +148,11 @@ impl fmt::Display for Sum {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let hours = self.simulated.as_secs_f64() / 3600.0;
         writeln!(f, "{} seeds, {hours:.1} simulated hours, {} calls", self.seeds, self.calls)?;
-        writeln!(f, "{} records, {} deliveries", self.records, self.deliveries)?;
+        let Self { records, deliveries, throttled, .. } = self;
+        writeln!(
+            f,
+            "{records} records, {deliveries} deliveries, {throttled} reads refused by the limits of shards"
+        )?;
         let (claims, handed_over, alive) = (self.claims, self.handed_over, self.stolen_alive);
         writeln!(f, "{claims} claims: {handed_over} handed over, {alive} more from living holders")?;
         let (longest, seed) = self.longest_recovery;

@@ -12,7 +12,7 @@ use kinesis_consumer::{
     io::{
         LeaseStore, MetricsSink, RecordSource,
         faulty::{Faults, FaultyLeaseStore, FaultySource},
-        memory::{MemoryLeaseStore, MemoryStream},
+        memory::{Limits, MemoryLeaseStore, MemoryStream},
     },
 };
 use md5::{Digest, Md5};
@@ -52,6 +52,8 @@ pub(crate) struct Setup {
     pub(crate) aggregated: u64,
     /// The size of a record in bytes; 0 for the least.
     pub(crate) payload: usize,
+    /// What each shard lets be read.
+    pub(crate) limits: Limits,
     /// How many milliseconds a request takes at most, and so does its reply, where nothing is wrong.
     pub(crate) latency: u64,
 }
@@ -79,6 +81,7 @@ impl Setup {
             faces: vec![Face::Processor],
             aggregated: 1,
             payload: 0,
+            limits: Limits::none(),
             latency: 0,
         }
     }
@@ -149,7 +152,8 @@ impl World {
             from_start: setup.config.initial_position == kinesis_consumer::InitialPosition::TrimHorizon,
         };
         aggregate_by(setup.aggregated);
-        let (stream, table) = (MemoryStream::new("stream", setup.shards), MemoryLeaseStore::new());
+        let stream = MemoryStream::new("stream", setup.shards).with_limits(setup.limits);
+        let table = MemoryLeaseStore::new();
         let mut world = Self {
             observer: Arc::new(Observer::new(rules, setup.recording)),
             store: Arc::new(table.clone()),

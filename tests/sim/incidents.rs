@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use kinesis_consumer::{
     Checkpoint, Config, LeaseKey, ShardId, WorkerError,
-    io::faulty::{Fault, Op},
+    io::{
+        faulty::{Fault, Op},
+        memory::Limits,
+    },
 };
 
 use super::{
@@ -233,7 +236,7 @@ async fn a_worker_whose_code_stands_still_reads_ahead_within_its_memory_budget()
     const PAGE: u64 = 10 << 20;
     let setup = Setup::new(19, 6);
     let config = Config { memory_budget: PAGE as usize, stall_timeout: 30 * SECOND, ..setup.config };
-    let mut world = World::new(Setup { config, payload: 512 << 10, ..setup });
+    let mut world = World::new(Setup { config, payload: 512 << 10, limits: Limits::aws(), ..setup });
     world.start("a");
     world.temper(0, Temper { stuck: true, ..Temper::default() });
     // Four pages for each shard.

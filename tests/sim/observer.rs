@@ -51,6 +51,8 @@ pub(crate) struct Counts {
     pub(crate) handed_over: u64,
     pub(crate) calls: u64,
     pub(crate) writes: u64,
+    /// Reads that the stream itself refused.
+    pub(crate) throttled: u64,
 }
 
 /// How often each call was made.
@@ -219,6 +221,10 @@ impl Observer {
     pub(crate) fn read(&self, seat: &Seat, page: &Page) {
         let bytes: usize = page.records.iter().map(|record| record.data().len()).sum();
         self.lock().instances[seat.no].read_bytes += bytes as u64;
+    }
+
+    pub(crate) fn throttled(&self) {
+        self.lock().counts.throttled += 1;
     }
 
     pub(crate) fn looks(&self, seat: &Seat) {

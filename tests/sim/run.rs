@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use kinesis_consumer::{Checkpoint, OnShutdown, Shard, ShardOrder, WorkerError, io::faulty::Op};
+use kinesis_consumer::{
+    Checkpoint, OnShutdown, Shard, ShardOrder, WorkerError,
+    io::{faulty::Op, memory::Limits},
+};
 use tokio::time::Instant;
 
 use super::{
@@ -331,7 +334,10 @@ impl Player {
         self.world.put_into_each();
         let records = u32::try_from(aggregated()).expect("few");
         let work = Duration::from_millis(self.world.setup.temper.slow) * records;
-        let bound = script.setup.config.idle_time_between_reads + work + Duration::from_secs(1);
+        // What was read last is paid for with up to five seconds, and so is a read that was refused.
+        let plain = script.setup.payload == 0 && script.setup.limits == Limits::none();
+        let paid = Duration::from_secs(if plain { 1 } else { 6 });
+        let bound = script.setup.config.idle_time_between_reads + work + paid;
         if !self.until(bound, |world| world.observer.unread().is_empty()).await {
             let unread = self.world.observer.unread();
             self.world.observer.violate("fleet", format!("left unread after {bound:?} at rest: {unread:?}"));
@@ -375,7 +381,7 @@ impl Player {
         self.world.stream.shards().into_iter().map(left).filter(|left| *left > 0).collect()
     }
 
-    /// How long it takes to read what is left: five reads a second of each shard, and the work on each.
+    /// How long it takes to read what is left: five reads and 2 MiB a second of each shard, and the work on each.
     fn backlog(&self, script: &Script) -> Duration {
         let most = script.setup.config.max_records;
         let left = self.left(script);
@@ -385,7 +391,10 @@ impl Player {
         let one_by_one = script.setup.faces.contains(&Face::Each);
         let records: usize = if one_by_one { left.iter().sum() } else { 0 };
         let slow = Duration::from_millis(self.world.setup.temper.slow);
-        each * u32::try_from(batches).expect("few") + slow * u32::try_from(records).expect("few")
+        // Workers keep to the limits of AWS, also where nothing else does.
+        let bytes: usize = left.iter().sum::<usize>() * script.setup.payload;
+        let paid = Duration::from_secs_f64(bytes as f64 / Limits::aws().read_bytes as f64);
+        paid + each * u32::try_from(batches).expect("few") + slow * u32::try_from(records).expect("few")
     }
 
     /// A process that ended because another has its id leaves the fleet too small for its limits; so do shards
@@ -429,7 +438,10 @@ impl Player {
         loop {
             let moves = self.world.observer.moves();
             let before = self.calls();
-            self.world.advance(window).await;
+            // A second after the last move no shard has been read by two.
+            self.world.advance(window / 2).await;
+            let throttled = self.world.observer.counts().throttled;
+            self.world.advance(window / 2).await;
             self.replace_ended();
             self.fill_up();
             if !self.world.observer.violations().is_empty() {
@@ -437,6 +449,11 @@ impl Player {
             }
             let calm = self.world.observer.moves() == moves;
             if calm && self.is_even(script) && !self.world.has_twins() {
+                let throttled = self.world.observer.counts().throttled - throttled;
+                if throttled > 0 {
+                    let often = format!("is refused {throttled} reads in {:?} at rest", window / 2);
+                    self.world.observer.violate("fleet", often);
+                }
                 return self.check_budget(script, window, &before);
             }
             if Instant::now() >= end {

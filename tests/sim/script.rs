@@ -4,7 +4,10 @@
 
 use std::{fmt, time::Duration};
 
-use kinesis_consumer::{Config, Heartbeat, InitialPosition, OnShutdown, ShardOrder, io::faulty::Fault};
+use kinesis_consumer::{
+    Config, Heartbeat, InitialPosition, OnShutdown, ShardOrder,
+    io::{faulty::Fault, memory::Limits},
+};
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
 use super::{
@@ -122,7 +125,10 @@ impl fmt::Display for Script {
         writeln!(f, "heartbeats: {:?}", setup.beats)?;
         let (records, every) = rate;
         writeln!(f, "{workers} workers, {} shards, {records} records every {every} ms", setup.shards)?;
-        writeln!(f, "{:?}, {} records in one", setup.faces, setup.aggregated)?;
+        writeln!(f, "{:?}, {} records in one, of {} bytes", setup.faces, setup.aggregated, setup.payload)?;
+        if setup.limits != Limits::none() {
+            writeln!(f, "reads are limited as by AWS")?;
+        }
         writeln!(f, "{:?}\n{:?}", setup.config, setup.temper)?;
         for (at, step) in steps {
             writeln!(f, "{:>5}.{:03}  {step:?}", at / 1000, at % 1000)?;
@@ -225,7 +231,14 @@ impl Script {
         // Without latency a call and its answer are one step, and nothing can come between.
         let apart = &mut StdRng::seed_from_u64(seed ^ 0x1a7e);
         let latency = if apart.random_bool(0.7) { apart.random_range(1..=30) } else { 0 };
+        let apart = &mut StdRng::seed_from_u64(seed ^ 0x11_1175);
+        let limits = if apart.random_bool(0.4) { Limits::aws() } else { Limits::none() };
+        // Large ones share their bytes, but not when they are packed.
+        let large = aggregated == 1 && apart.random_bool(0.15);
+        let payload = if large { apart.random_range(16..=256) << 10 } else { 0 };
         let setup = Setup {
+            limits,
+            payload,
             faces,
             aggregated,
             latency,

@@ -133,8 +133,12 @@ impl RecordSource for Tap<dyn RecordSource> {
     }
 
     async fn read(&self, shard: &ShardId, from: &ShardIterator, limit: usize) -> Result<Page, SourceError> {
-        let page = self.inner.read(shard, from, limit).await?;
-        self.seat.observer.read(&self.seat, &page);
-        Ok(page)
+        let page = self.inner.read(shard, from, limit).await;
+        match &page {
+            Ok(page) => self.seat.observer.read(&self.seat, page),
+            Err(SourceError::Throttled { .. }) => self.seat.observer.throttled(),
+            Err(_) => {}
+        }
+        page
     }
 }
