@@ -73,7 +73,7 @@ impl Calls {
     }
 
     pub(crate) fn looks(&self) -> u64 {
-        self.of("list")
+        self.of("scan")
     }
 }
 
