@@ -300,6 +300,11 @@ impl World {
         }
     }
 
+    /// Lets something run beside the fleet until the end.
+    pub(crate) fn beside(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.beside.spawn(task);
+    }
+
     /// Numbers of the workers that run and have not been asked to stop.
     pub(crate) fn running(&self) -> Vec<usize> {
         let running = |(no, instance): (usize, &Instance)| (instance.state == Life::Running).then_some(no);

@@ -1,6 +1,11 @@
-//! `incidents.txt` is complete: every incident is there, and held by the test or the step that it names.
+//! `incidents.txt` is complete: every incident is there, and held by the test or the step that it names. So is
+//! `rules.txt`: every rule is there, and broken by the test that it names.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
 use super::script::Script;
 
@@ -46,4 +51,42 @@ fn every_incident_is_held_where_the_index_says() {
     // Stale looks are a part of everything else.
     let all: BTreeSet<String> = drawn.into_iter().filter(|step| step != "stale").collect();
     assert_eq!(named, all, "every step belongs to an incident");
+}
+
+/// What the observer says of a broken rule, and why, begins after one of these.
+const SAYS: [&str; 3] = [".violate(", "wrong.push(", "return Err(format!("];
+/// These break rules, or pass on what others say.
+const BREAK: [&str; 6] = ["feeds.rs", "index.rs", "restless.rs", "sabotage.rs", "scenarios.rs", "java.rs"];
+
+#[test]
+fn every_rule_is_broken_where_the_index_says() {
+    let index = read("tests/sim/rules.txt");
+    let mut named: BTreeMap<String, usize> = BTreeMap::new();
+    for row in index.lines().filter(|line| line.contains(" | ")) {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let [words, checked, broken] = cells[..] else { panic!("three cells: {row}") };
+        if row.starts_with('#') {
+            continue;
+        }
+        *named.entry(checked.into()).or_default() += 1;
+        let (file, test) = broken.split_once(": ").expect("a file and a test");
+        let (rules, tests) = (read(&format!("tests/sim/{checked}")), read(&format!("tests/sim/{file}")));
+        assert!(tests.contains(&format!("fn {test}(")), "no {test} in {file}");
+        for words in words.split("; ") {
+            assert!(rules.contains(words), "{words:?} is not said in {checked}");
+            assert!(tests.contains(words), "{words:?} is not heard in {file}");
+        }
+    }
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sim");
+    let mut said = BTreeMap::new();
+    for file in fs::read_dir(folder).expect("a folder") {
+        let name = file.expect("a file").file_name().into_string().expect("a name");
+        if name.ends_with(".rs") && !BREAK.contains(&name.as_str()) {
+            // One that passes on what another says is none of its own.
+            let text = read(&format!("tests/sim/{name}")).replace(".violate(who, what)", "");
+            let count: usize = SAYS.iter().map(|says| text.matches(says).count()).sum();
+            said.extend((count > 0).then_some((name, count)));
+        }
+    }
+    assert_eq!(named, said, "rules in the index, and rules in each file");
 }

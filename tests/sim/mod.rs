@@ -7,6 +7,7 @@
 mod aggregate;
 mod calm;
 pub(crate) mod faces;
+mod feeds;
 pub(crate) mod fleet;
 mod health;
 mod incidents;
@@ -18,6 +19,7 @@ pub(crate) mod observer;
 mod outages;
 pub(crate) mod processor;
 pub(crate) mod resets;
+mod restless;
 mod rules;
 pub(crate) mod run;
 mod sabotage;

@@ -318,6 +318,9 @@ impl Player {
             return recovered;
         }
         self.rest(script, bound).await;
+        if !self.world.observer.violations().is_empty() {
+            return recovered;
+        }
         // What was read before, and is read again for a row that was removed, is not unread.
         let end = Instant::now() + bound + self.backlog(script);
         while !self.left(script).is_empty() && Instant::now() < end {

@@ -21,18 +21,18 @@ use tokio::time::Instant;
 
 use super::{
     fleet::{Setup, World},
-    processor::{Seat, Temper},
+    processor::{PANIC, Seat, Temper},
     resets::To,
     run::play,
     script::{Beats, Script},
     tap::Tap,
 };
 
-const SECOND: Duration = Duration::from_secs(1);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
 
 /// What a lying table does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Lie {
+pub(super) enum Lie {
     /// Writes whatever the counter is.
     Unconditional,
     /// Says that it renewed, and does not.
@@ -53,13 +53,26 @@ enum Lie {
     Away,
     /// Shows a row that somebody with the id of the fleet's first worker renews.
     Namesake,
+    /// Answers no call at all.
+    Hangs,
+    /// Writes all of a write but its checkpoint.
+    NoCheckpoints,
+    /// Panics at a look, once leases are held.
+    Panics,
 }
 
 #[derive(Debug)]
-struct Liar {
+pub(super) struct Liar {
     table: MemoryLeaseStore,
     lie: Lie,
     first: Mutex<BTreeMap<LeaseKey, Lease>>,
+}
+
+impl Liar {
+    /// Between a world and its table.
+    pub(super) fn of(world: &World, lie: Lie) -> Arc<dyn LeaseStore> {
+        Arc::new(Self { table: world.table.clone(), lie, first: Mutex::default() })
+    }
 }
 
 #[async_trait]
@@ -69,6 +82,7 @@ impl LeaseStore for Liar {
         match self.lie {
             Lie::Forbidden => Err(LeaseError::Denied { operation, source: "sabotage".into() }),
             Lie::Away => Err(LeaseError::Unavailable { operation, source: "sabotage".into() }),
+            Lie::Hangs => std::future::pending().await,
             _ => self.table.open(create).await,
         }
     }
@@ -88,8 +102,12 @@ impl LeaseStore for Liar {
         if self.lie == Lie::OldBeats {
             workers.iter_mut().for_each(|row| row.counter = 0);
         }
-        if self.lie == Lie::EndlessLooks && leases.iter().any(|row| row.holder().is_some()) {
-            std::future::pending::<()>().await;
+        if leases.iter().any(|row| row.holder().is_some()) {
+            match self.lie {
+                Lie::EndlessLooks => std::future::pending::<()>().await,
+                Lie::Panics => panic!("{PANIC}"),
+                _ => {}
+            }
         }
         if self.lie != Lie::OldCounters {
             return Ok(Rows { leases, workers, read_units });
@@ -119,6 +137,11 @@ impl LeaseStore for Liar {
         match (self.lie, write.owner(), row) {
             (Lie::Unconditional | Lie::OldCounters, _, Some(row)) => {
                 self.table.put_row(row.after(write));
+                Ok(())
+            }
+            (Lie::NoCheckpoints, _, Some(row)) if write.is_allowed_on(&row) => {
+                let checkpoint = row.checkpoint.clone();
+                self.table.put_row(Lease { checkpoint, ..row.after(write) });
                 Ok(())
             }
             (Lie::NoRenewals, OwnerChange::Keep, _) | (Lie::NoReleases, OwnerChange::Remove, _) => Ok(()),
@@ -247,7 +270,7 @@ async fn violations(sabotage: impl FnOnce(&mut World)) -> String {
 
 async fn with_liar(lie: Lie) -> String {
     violations(|world| {
-        world.store = Arc::new(Liar { table: world.table.clone(), lie, first: Mutex::default() });
+        world.store = Liar::of(world, lie);
     })
     .await
 }
@@ -257,17 +280,17 @@ async fn with_trickster(trick: Trick) -> String {
 }
 
 /// A calm script of ten seconds.
-fn calm() -> Script {
+pub(super) fn calm() -> Script {
     Script { setup: Setup::new(5, 4), workers: 2, rate: (3, 200), length: 10_000, steps: Vec::new() }
 }
 
 /// What the observer has to say of a script.
-async fn said_of(script: &Script, sabotage: impl FnOnce(&mut World)) -> String {
+pub(super) async fn said_of(script: &Script, sabotage: impl FnOnce(&mut World)) -> String {
     play(script, true, sabotage).await.violations.join("\n")
 }
 
 #[track_caller]
-fn says(violations: &str, what: &str) {
+pub(super) fn says(violations: &str, what: &str) {
     assert!(violations.contains(what), "expected {what:?} in:\n{violations}");
 }
 
@@ -299,7 +322,7 @@ async fn a_table_whose_counters_stand_still_is_caught() {
 async fn with_liar_of_beats(lie: Lie) -> String {
     violations(|world| {
         world.setup.beats = Beats::Worker;
-        world.store = Arc::new(Liar { table: world.table.clone(), lie, first: Mutex::default() });
+        world.store = Liar::of(world, lie);
     })
     .await
 }
@@ -384,8 +407,7 @@ async fn a_worker_without_the_promised_patience_is_caught() {
 #[tokio::test(start_paused = true)]
 async fn a_table_that_never_answers_a_look_is_caught() {
     let mut world = World::new(Setup::new(5, 4));
-    world.store =
-        Arc::new(Liar { table: world.table.clone(), lie: Lie::EndlessLooks, first: Mutex::default() });
+    world.store = Liar::of(&world, Lie::EndlessLooks);
     world.start("a");
     world.put(60);
     world.until(200 * SECOND, |world| !world.observer.violations().is_empty()).await;
@@ -400,7 +422,7 @@ async fn an_ending_without_a_cause_is_caught() {
         [(Lie::Forbidden, "Denied"), (Lie::Namesake, "WorkerIdInUse"), (Lie::Away, "Unavailable")]
     {
         let sabotage = |world: &mut World| {
-            world.store = Arc::new(Liar { table: world.table.clone(), lie, first: Mutex::default() });
+            world.store = Liar::of(world, lie);
         };
         says(&said_of(&minute, sabotage).await, &format!("ended by itself: Err({ending}"));
     }

@@ -1,0 +1,317 @@
+//! Proof that each rule of the observer can speak: it is fed what no worker of ours would do. Rules that a whole
+//! world breaks are in `sabotage.rs`; which rule is broken where is in `rules.txt`.
+
+use std::{sync::Arc, time::Duration};
+
+use kinesis_consumer::{
+    Checkpoint, Claimant, Incarnation, Lease, LeaseWrite, Position, ShardId, Tenure, WorkerRow,
+};
+use tokio::time::Instant;
+
+use super::{
+    observer::{Observer, Rules},
+    processor::{Seat, Temper},
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+/// In the shard before anything happens, all of one key.
+const RECORDS: u32 = 10;
+
+/// An observer of one shard with records, and two workers of which it has been told nothing else.
+struct Feed {
+    observer: Arc<Observer>,
+    a: Arc<Seat>,
+    b: Arc<Seat>,
+    shard: ShardId,
+    row: Lease,
+}
+
+impl Feed {
+    fn new() -> Self {
+        let rules = Rules {
+            failover_time: 2 * SECOND,
+            parents_first: true,
+            max_leases: 1,
+            max_steals: 1,
+            health_max_age: 10 * SECOND,
+            stall_timeout: 30 * SECOND,
+            from_start: true,
+        };
+        let observer = Arc::new(Observer::new(rules, true));
+        let [a, b] = ["a", "b"].map(|name| Seat::new(name, &observer, Temper::default(), 1));
+        let shard = id(1);
+        observer.shard_made(&shard, &[].into());
+        (1..=RECORDS).for_each(|n| observer.put(&shard, 0, n, 0));
+        let row = Lease::new(&shard, Checkpoint::TrimHorizon);
+        observer.created(&a, &row);
+        Self { observer, a, b, shard, row }
+    }
+
+    fn wrote(&self, seat: &Arc<Seat>, write: &LeaseWrite, before: &Lease) {
+        self.observer.wrote(seat, Instant::now(), write, before, &before.after(write));
+    }
+
+    /// Lets a worker claim the lease as it is in `seen`.
+    fn claims(&self, seat: &Arc<Seat>, seen: &Lease) -> Tenure {
+        let claim = seen.claim(&Claimant::new(&seat.name.as_str().into(), 1, seen.counter));
+        self.wrote(seat, &claim, seen);
+        Tenure::begin(seen, &claim, Instant::now().into_std()).expect("a claim")
+    }
+
+    /// Lets the first worker claim the lease and process all records.
+    fn processed(&self) -> Tenure {
+        let tenure = self.claims(&self.a, &self.row);
+        self.observer.delivered(&self.a, &self.shard, 1, RECORDS.into());
+        self.observer.acked(&self.a, &self.shard, 1, RECORDS.into());
+        tenure
+    }
+
+    #[track_caller]
+    fn says(&self, what: &str) {
+        let violations = self.observer.violations().join("\n");
+        assert!(violations.contains(what), "expected {what:?} in:\n{violations}");
+    }
+
+    #[track_caller]
+    fn is_silent(&self) {
+        assert_eq!(self.observer.violations(), [""; 0]);
+    }
+}
+
+fn id(n: u64) -> ShardId {
+    format!("shardId-{n:012}").into()
+}
+
+fn at(number: u64) -> Checkpoint {
+    Checkpoint::At(Position::at(number.to_string().parse().expect("digits")))
+}
+
+/// What `act` makes the observer say.
+#[track_caller]
+fn fed(act: impl FnOnce(&Feed), what: &str) {
+    let feed = Feed::new();
+    act(&feed);
+    feed.says(what);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_holder_that_does_all_as_it_should_is_not_spoken_of() {
+    let feed = Feed::new();
+    let mut tenure = feed.processed();
+    for number in [5, RECORDS.into()] {
+        let write = tenure.checkpoint(at(number)).expect("forward");
+        feed.wrote(&feed.a, &write, tenure.row());
+        tenure.accept(&write, Instant::now().into_std());
+    }
+    feed.is_silent();
+}
+
+#[tokio::test(start_paused = true)]
+async fn workers_that_live_after_their_end_or_while_frozen_are_caught() {
+    fed(
+        |feed| {
+            feed.claims(&feed.a, &feed.row);
+            feed.observer.processor_made(&feed.a, &feed.shard);
+            feed.observer.ended(feed.a.no);
+        },
+        "1 processors outlive their worker",
+    );
+    fed(
+        |feed| {
+            feed.observer.ended(feed.a.no);
+            feed.observer.called(&feed.a, "scan", None);
+        },
+        "makes a call after its end",
+    );
+    fed(
+        |feed| {
+            feed.a.freezer.freeze();
+            feed.observer.called(&feed.a, "scan", None);
+        },
+        "makes a call while frozen",
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn work_without_a_lease_is_caught() {
+    fed(|feed| feed.observer.works(&feed.a, &feed.shard), "without a lease");
+    fed(
+        |feed| {
+            let tenure = feed.claims(&feed.a, &feed.row);
+            feed.wrote(&feed.a, &tenure.release(None).expect("no checkpoint"), tenure.row());
+            feed.observer.works(&feed.a, &feed.shard);
+        },
+        "after it gave the lease up",
+    );
+    let feed = Feed::new();
+    feed.claims(&feed.a, &feed.row);
+    feed.observer.works(&feed.a, &feed.shard);
+    feed.is_silent();
+    tokio::time::advance(3 * SECOND).await;
+    feed.observer.works(&feed.a, &feed.shard);
+    feed.says("after its lease could have been taken");
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_processors_of_one_shard_and_more_shards_than_allowed_are_caught() {
+    fed(
+        |feed| {
+            feed.claims(&feed.a, &feed.row);
+            (0..2).for_each(|_| feed.observer.processor_made(&feed.a, &feed.shard));
+        },
+        "2 times at once",
+    );
+    fed(
+        |feed| (1..=2).for_each(|n| feed.observer.processor_made(&feed.a, &id(n))),
+        "works on 2 shards, 1 are allowed",
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn claims_from_the_living_beyond_the_limit_and_in_anothers_name_are_caught() {
+    let feed = Feed::new();
+    let mut row = feed.claims(&feed.a, &feed.row).row().clone();
+    for thief in [&feed.b, &feed.a] {
+        row = feed.claims(thief, &row).row().clone();
+    }
+    feed.is_silent();
+    feed.claims(&feed.b, &row);
+    feed.says("took 2 leases in one look, 1 are allowed");
+    fed(
+        |feed| {
+            let claim = feed.row.claim(&Claimant::new(&"b".into(), 1, 0));
+            feed.wrote(&feed.a, &claim, &feed.row);
+        },
+        "for b",
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn counters_that_stand_still_and_writes_of_others_are_caught() {
+    fed(
+        |feed| {
+            let tenure = feed.claims(&feed.a, &feed.row);
+            (0..2).for_each(|_| feed.wrote(&feed.a, &tenure.renewal(), tenure.row()));
+        },
+        "set the counter of shardId-000000000001 from 2 to 2",
+    );
+    fed(
+        |feed| {
+            let tenure = feed.claims(&feed.a, &feed.row);
+            feed.wrote(&feed.b, &tenure.renewal(), tenure.row());
+        },
+        "was allowed to renew",
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn heartbeats_in_anothers_name_are_caught() {
+    let beats = |name: &str| WorkerRow { incarnation: Incarnation::new(&name.into(), 1, 1), counter: 0 };
+    let feed = Feed::new();
+    feed.observer.beat(&feed.a, Instant::now(), &beats("a"));
+    feed.is_silent();
+    feed.observer.beat(&feed.a, Instant::now(), &beats("b"));
+    feed.says("beats for ");
+}
+
+#[tokio::test(start_paused = true)]
+async fn checkpoints_that_go_back_or_nowhere_or_too_far_are_caught() {
+    fed(
+        |feed| {
+            let tenure = feed.processed();
+            let further = Lease { checkpoint: at(5), ..tenure.row().clone() };
+            feed.wrote(&feed.a, &tenure.checkpoint(at(3)).expect("forward"), &further);
+        },
+        "took the checkpoint of shardId-000000000001 back",
+    );
+    fed(
+        |feed| {
+            let tenure = feed.processed();
+            feed.wrote(&feed.a, &tenure.checkpoint(Checkpoint::TrimHorizon).expect("not back"), tenure.row());
+        },
+        "checkpointed shardId-000000000001 at TRIM_HORIZON",
+    );
+    fed(
+        |feed| {
+            let tenure = feed.claims(&feed.a, &feed.row);
+            feed.observer.delivered(&feed.a, &feed.shard, 1, 4);
+            feed.observer.acked(&feed.a, &feed.shard, 1, 1);
+            feed.observer.acked(&feed.a, &feed.shard, 3, 4);
+            feed.wrote(&feed.a, &tenure.checkpoint(at(4)).expect("forward"), tenure.row());
+        },
+        "at 4 with 2 not acknowledged",
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn shards_that_end_too_soon_are_caught() {
+    let ends = |feed: &Feed| {
+        let tenure = feed.processed();
+        feed.wrote(&feed.a, &tenure.finish([id(2)].into()), tenure.row());
+    };
+    fed(ends, "which is open");
+    fed(
+        |feed| {
+            feed.observer.shard_made(&id(2), &[feed.shard.clone()].into());
+            ends(feed);
+        },
+        "before there is a lease for shardId-000000000002",
+    );
+    let feed = Feed::new();
+    feed.observer.shard_made(&id(2), &[feed.shard.clone()].into());
+    feed.observer.created(&feed.a, &Lease::new(&id(2), Checkpoint::TrimHorizon));
+    ends(&feed);
+    feed.is_silent();
+    fed(|feed| feed.observer.deleted(&feed.a, &feed.row), "deleted the row of ");
+}
+
+#[tokio::test(start_paused = true)]
+async fn records_out_of_order_are_caught() {
+    let given = |feed: &Feed, first, last| feed.observer.delivered(&feed.a, &feed.shard, first, last);
+    let begins = |feed: &Feed| drop(feed.claims(&feed.a, &feed.row));
+    fed(
+        |feed| {
+            begins(feed);
+            given(feed, 1, u64::from(RECORDS) + 1);
+        },
+        "record 11 was never put",
+    );
+    fed(
+        |feed| {
+            begins(feed);
+            given(feed, 1, 2);
+            given(feed, 4, 4);
+        },
+        "record 4 came before 3 ever did",
+    );
+    fed(
+        |feed| {
+            begins(feed);
+            given(feed, 1, 2);
+            given(feed, 2, 3);
+        },
+        "3 is what comes next for this holder",
+    );
+    fed(
+        |feed| {
+            begins(feed);
+            given(feed, 1, 2);
+            // Of the same key, in another shard, with nine that were never given.
+            feed.observer.put(&id(2), 0, RECORDS + 1, 0);
+            feed.observer.delivered(&feed.a, &id(2), 1, 1);
+        },
+        "record 11 of key 0 came before 3 ever did",
+    );
+    fed(
+        |feed| {
+            feed.observer.shard_made(&id(2), &[feed.shard.clone()].into());
+            feed.observer.put(&id(2), 1, 1, 0);
+            feed.observer.delivered(&feed.a, &id(2), 1, 1);
+        },
+        "its parent shardId-000000000001 has not ended",
+    );
+    fed(
+        |feed| feed.observer.read_elsewhere("java", &feed.shard, 11, 11),
+        "read shardId-000000000001 11..=11, but",
+    );
+}
