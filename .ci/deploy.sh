@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks what deploys the consumer: cloudformation/, k8s/ and the service example, which it builds. Installs its
+# Checks what deploys the consumer: cloudformation/, k8s/ and the service, which it builds. Installs its
 # tools (a Python venv, and a package for node) into target/deploy. Nothing is skipped. Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -23,5 +23,6 @@ if [ ! -e "$marker" ]; then
 fi
 # A Kinesis that ends closed shards, for the doubling.
 [ -n "${KINESIS_CONSUMER_SERVERS:-}" ] || .ci/servers.sh
-cargo build --locked --example service
+# As the image is built.
+cargo build --locked --package kinesis-consumer-service
 PYTHONDONTWRITEBYTECODE=1 "$tools/bin/python" -m pytest -q -rs -p no:cacheprovider tests/deploy "$@"

@@ -16,7 +16,7 @@ from templates import BIN, ROOT
 FOLDER = ROOT / "k8s"
 COMPONENTS = sorted(folder.name for folder in (FOLDER / "components").iterdir())
 OVERLAYS = sorted(folder.name for folder in (FOLDER / "overlays").iterdir())
-SERVICE = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "debug" / "examples" / "service"
+SERVICE = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "debug" / "service"
 # The oldest and the newest that clusters run, and one between.
 VERSIONS = ["1.30", "1.33", "1.37"]
 OWN_SCHEMAS = json.loads(Path(__file__).with_name("keda.schema.json").read_text())

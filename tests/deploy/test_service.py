@@ -21,7 +21,7 @@ from conftest import REGION, answers, eventually, free_port
 from templates import BIN
 
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", templates.ROOT / "target"))
-SERVICE = TARGET / "debug" / "examples" / "service"
+SERVICE = TARGET / "debug" / "service"
 SERVERS = Path(os.environ.get("KINESIS_CONSUMER_SERVERS", templates.ROOT / "target" / "servers"))
 REQUIRED = {"CONSUMER_APPLICATION": "cart-worker", "CONSUMER_STREAM": "cart-queue"}
 
@@ -163,7 +163,7 @@ def test_the_image_is_built_from_what_is_there_and_runs_the_example(tmp_path):
             (shutil.copytree if here.is_dir() else shutil.copy)(here, there)
     # The command of the build stage, as far as the sources go: no file is missing that the code includes. The folder
     # of artefacts is the project's, so that dependencies are there.
-    (command,) = re.findall(r"^RUN .*(cargo build .*--example service)$", dockerfile, re.M)
+    (command,) = re.findall(r"^RUN .*(cargo build .*--package kinesis-consumer-service)$", dockerfile, re.M)
     check = command.replace("build --release", "check --offline").split()
     env = {**os.environ, "CARGO_TARGET_DIR": str(TARGET.absolute())}
     done = subprocess.run(check, cwd=tmp_path, env=env, capture_output=True, text=True)
@@ -172,6 +172,15 @@ def test_the_image_is_built_from_what_is_there_and_runs_the_example(tmp_path):
     assert entrypoints == ['["/app/service"]'] * 2, "exec form, the example's name"
     assert len(re.findall(r"^USER (?!0)\d+:\d+$", dockerfile, re.M)) == 2, "a number, which runAsNonRoot can check"
     assert re.findall(r"^FROM (\S+)", dockerfile, re.M)[-1] == "scratch", "the default has no shell"
+
+
+def test_the_image_is_built_without_what_only_tests_need():
+    features = ["cargo", "tree", "--locked", "--offline", "--package", "kinesis-consumer-service", "--edges", "normal",
+                "--prefix", "none", "--format", "{p}|{f}"]
+    tree = subprocess.run(features, cwd=templates.ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+    (library,) = {line for line in tree if line.startswith("kinesis-consumer ")}
+    assert sorted(library.split("|")[1].split(",")) == ["cloudwatch", "default", "prometheus"]
+    assert not any(line.startswith(("dynoxide", "proptest")) for line in tree)
 
 
 def hadolint(file):
