@@ -33,7 +33,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const TRIES: u32 = 5;
 const DELAY: Duration = Duration::from_millis(200);
 
-/// The clients and what the arguments say of where to use them.
+/// The clients and what the arguments say of where to use them. Cheap to clone.
+#[derive(Clone)]
 pub(super) struct Place {
     dynamodb: aws_sdk_dynamodb::Client,
     kinesis: aws_sdk_kinesis::Client,

@@ -1,13 +1,14 @@
 //! `watch`: shards, workers, lag and moves as they change, in the terminal.
 //!
-//! What is known is in `model`, what it looks like in `view`; here the table is looked at and keys are read.
+//! What is known is in `model`, what it looks like in `view`; here the table is looked at and keys are read. Keys wait
+//! for nothing: calls are made beside them, and may take as long as AWS does.
 
 mod model;
 #[cfg(test)]
 mod svg;
 mod view;
 
-use std::{io::IsTerminal, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, io::IsTerminal, sync::Arc, time::Duration};
 
 use ratatui::{
     DefaultTerminal,
@@ -19,13 +20,17 @@ use self::model::Model;
 use super::{
     args::Watch,
     exit::Trouble,
-    lag,
+    lag::{self, Behind},
     output::date,
     place::{self, Place},
 };
 use crate::{
     clock,
-    io::{LeaseStore, RecordSource},
+    core::{
+        heartbeat::{Incarnation, WorkerRow},
+        lease::Lease,
+    },
+    io::{LeaseStore, RecordSource, Rows},
 };
 
 /// How often keys are read: as fast as a person notices.
@@ -56,7 +61,8 @@ async fn show(
     source: Option<Arc<dyn RecordSource>>,
 ) -> Result<(), Trouble> {
     let (mut next_look, mut next_lag) = (clock::now() + wish.interval, clock::now());
-    let mut measuring = JoinSet::new();
+    let mut looking: JoinSet<Result<Seen, Trouble>> = JoinSet::new();
+    let mut measuring: JoinSet<Result<Vec<(Lease, Behind)>, Trouble>> = JoinSet::new();
     loop {
         let drawn = terminal.draw(|frame| view::draw(frame, model, clock::now()));
         drawn.map_err(|error| Trouble::failed("draw", &error))?;
@@ -81,14 +87,24 @@ async fn show(
             let (source, leases) = (Arc::clone(source), model.leases());
             measuring.spawn(async move { lag::measure(&source, &leases, lag::pinned(&leases)).await });
         }
-        if clock::now() >= next_look {
+        if looking.is_empty() && clock::now() >= next_look {
             next_look = clock::now() + wish.interval;
-            if let Err(trouble) = look(model, place, &**store).await {
-                model.fail(&trouble.to_string());
-            }
+            let (place, store) = (place.clone(), Arc::clone(store));
+            looking.spawn(async move { place.scan(&*store).await.map(Seen::All) });
         }
         tokio::select! {
             biased;
+            Some(seen) = looking.join_next() => match seen {
+                Ok(Ok(seen)) => {
+                    let suspects = take_in(model, seen);
+                    if !suspects.is_empty() {
+                        let (place, store) = (place.clone(), Arc::clone(store));
+                        looking.spawn(async move { place.read_again(&*store, suspects).await.map(Seen::Again) });
+                    }
+                }
+                Ok(Err(trouble)) => model.fail(&trouble.to_string()),
+                Err(error) => model.fail(&error.to_string()),
+            },
             Some(measured) = measuring.join_next() => match measured {
                 Ok(Ok(lag)) => model.measured(lag),
                 Ok(Err(trouble)) => model.fail(&trouble.to_string()),
@@ -99,13 +115,26 @@ async fn show(
     }
 }
 
-/// Looks at the table, and again at heartbeats that seem to stand still.
-async fn look(model: &mut Model, place: &Place, store: &dyn LeaseStore) -> Result<(), Trouble> {
-    let rows = place.scan(store).await?;
+/// What a call has shown.
+enum Seen {
+    All(Rows),
+    /// The rows of workers that seemed silent.
+    Again(Vec<(Incarnation, Option<WorkerRow>)>),
+}
+
+/// Takes in what was seen; returns the workers whose rows are to be read again, because a look may be stale.
+fn take_in(model: &mut Model, seen: Seen) -> BTreeSet<Incarnation> {
     let now = clock::now();
-    model.look(rows, now, &date(place::now()));
-    for (incarnation, row) in place.read_again(store, model.suspects(now)).await? {
-        model.confirm(&incarnation, row.as_ref(), now);
+    match seen {
+        Seen::All(rows) => {
+            model.look(rows, now, &date(place::now()));
+            model.suspects(now)
+        }
+        Seen::Again(rows) => {
+            for (incarnation, row) in rows {
+                model.confirm(&incarnation, row.as_ref(), now);
+            }
+            BTreeSet::new()
+        }
     }
-    Ok(())
 }
