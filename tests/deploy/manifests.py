@@ -298,6 +298,11 @@ def scaling(r, config):
             yield f"scale: {kind} goes to {most} workers for {shards} shards"
         if workers_at_least(r) < 1:
             yield f"scale: {kind} goes to none, and nobody would read"
+        for metric in spec.get("metrics", []):
+            labels = metric["external"]["metric"].get("selector", {}).get("matchLabels", {})
+            for label in ["application", "stream"]:
+                if config and labels.get(label) != config[label]:
+                    yield f"scale: {kind} looks at {label} {labels.get(label)}, not at {config[label]}"
         for trigger in spec.get("triggers", []):
             own = {"streamName": "stream", "namespace": "application"}
             for field, setting in own.items():

@@ -123,6 +123,11 @@ SEEDS = {
         "scale: HorizontalPodAutoscaler scales"),
     "replicas that fight the scaler": ("hpa", edit("spec['replicas'] = 2"), "scale: every apply would undo"),
     "a scaler of another stream": ("keda", setting("CONSUMER_STREAM", "other"), "scale: aws-kinesis-stream looks at"),
+    "a scaler of every application": (
+        "hpa", edit("del kind['HorizontalPodAutoscaler']['spec']['metrics'][0]['external']['metric']['selector']"),
+        "scale: HorizontalPodAutoscaler looks at application None"),
+    "a scaler of another application": (
+        "hpa", setting("CONSUMER_APPLICATION", "other"), "scale: HorizontalPodAutoscaler looks at application cart-worker"),
     "leases kept by a deployment": ("base", setting("CONSUMER_ON_SHUTDOWN", "keep"), "leases: a Deployment goes with"),
     "leases that wait for a name that never comes back": (
         "base", setting("CONSUMER_REJOIN_GRACE", "50s"), "leases: those of a crashed worker wait"),

@@ -445,11 +445,12 @@ def test_prometheus_finds_what_scalers_ask_for(stocked, rendered, tmp_path):
     url = f"http://127.0.0.1:{free_port()}"
     variables = {**REQUIRED, "AWS_ENDPOINT_URL": aws.url, "CONSUMER_METRICS_ADDRESS": url.removeprefix("http://")}
     (scaler,) = [thing for thing in rendered("hpa") if thing["kind"] == "HorizontalPodAutoscaler"]
-    lag = scaler["spec"]["metrics"][0]["external"]["metric"]["name"]
+    metric = scaler["spec"]["metrics"][0]["external"]["metric"]
+    lag = metric["name"] + "{" + ",".join(f'{name}="{value}"' for name, value in metric["selector"]["matchLabels"].items())
     with Service(tmp_path, **variables) as service:
         eventually(lambda: producer.all_are_in(service.records))
         # Lag is measured every ten seconds.
-        eventually(lambda: f"\n{lag}{{" in requests.get(f"{url}/metrics", timeout=10).text)
+        eventually(lambda: f"\n{lag}}}" in requests.get(f"{url}/metrics", timeout=10).text)
         page = requests.get(f"{url}/metrics", timeout=10)
         assert service.stop() == 0, service.log.read_text()
     assert page.headers["Content-Type"].startswith("application/openmetrics-text")
