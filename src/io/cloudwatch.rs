@@ -46,7 +46,8 @@ const REFUSED: [&str; 6] = [
     "ValidationError",
 ];
 
-/// Publishes in CloudWatch, with the permission `cloudwatch:PutMetricData` and no other.
+/// Publishes what one worker measures in CloudWatch, with the permission `cloudwatch:PutMetricData` and no other.
+/// A second worker needs a sink of its own: its leases would stand for the first one's.
 ///
 /// A call has at most 1,000 data and 900 KB before compression: CloudWatch takes 1 MB, and does not say of
 /// which form. The SDK sends bodies of 10 KB and more through gzip, unless the AWS configuration says otherwise

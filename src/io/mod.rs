@@ -317,7 +317,7 @@ pub enum SourceError {
     },
 }
 
-/// Where metrics go. One sink may serve several workers.
+/// Where metrics go. A sink may serve several workers, if it tells them apart by [`Sample::origin`].
 #[async_trait]
 pub trait MetricsSink: fmt::Debug + Send + Sync {
     /// Takes in one value. Called wherever it is measured: it must return at once.

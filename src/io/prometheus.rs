@@ -23,7 +23,11 @@ use crate::{
 const SECONDS: [f64; 14] =
     [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 300.0];
 
-/// Keeps all metrics as Prometheus series. One sink serves any number of workers.
+/// Keeps all metrics as Prometheus series.
+///
+/// Series are labelled by application and stream, and not by worker: Prometheus's own `instance` tells processes
+/// apart. So one sink serves any number of workers, but only one of an application on a stream; two of them in one
+/// process would write over each other's series, and need a sink and a page each.
 ///
 /// ```
 /// use kinesis_consumer::metrics::PrometheusSink;
