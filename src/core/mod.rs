@@ -9,6 +9,7 @@ pub(crate) mod balance;
 pub(crate) mod census;
 #[cfg(feature = "cli")]
 pub(crate) mod cost;
+pub(crate) mod cut_off;
 pub(crate) mod health;
 pub(crate) mod heartbeat;
 pub(crate) mod lag;

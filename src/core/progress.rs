@@ -140,8 +140,11 @@ mod tests {
         progress.set_in_call(true);
         progress.on_ack(true, at(9).as_ref(), true, t(2));
         assert_eq!(progress.owed_since(), Some(t(2)));
+        progress.begins(true, t(3));
+        progress.on_ack(true, None, true, t(4));
+        assert_eq!(progress.owed_since(), Some(t(4)), "the call goes on");
         progress.set_in_call(false);
-        progress.on_ack(false, None, true, t(3));
+        progress.on_ack(false, None, true, t(5));
         assert_eq!(progress.owed_since(), None);
     }
 

@@ -4,6 +4,7 @@
 mod claims;
 mod heartbeats;
 mod retention;
+mod sight;
 mod strangers;
 mod upkeep;
 
@@ -57,7 +58,7 @@ use crate::{
     },
 };
 
-use self::{heartbeats::Keeper, strangers::Strangers};
+use self::{heartbeats::Keeper, sight::Sight, strangers::Strangers};
 
 /// A hole in the hash keys is filled when it was seen in that many looks in a row: a look is no snapshot.
 /// KCL: `leasesRecoveryAuditorInconsistencyConfidenceThreshold`.
@@ -113,6 +114,7 @@ pub(super) struct Coordinator {
     /// When shards may be listed for parents without a row again.
     parents_after: Instant,
     strangers: Strangers,
+    sight: Sight,
     pulse: Keeper,
     looks: LookSchedule,
     /// When the table was looked at last. What stands still in the view since then proves nothing.
@@ -193,6 +195,7 @@ impl Coordinator {
             claimed: BTreeSet::new(),
             parents_after: started,
             strangers: Strangers::default(),
+            sight: Sight::default(),
             pulse: Keeper::new(&parts.config),
             looks,
             looked_at: started,
@@ -314,6 +317,7 @@ impl Coordinator {
         self.repair(stop).await?;
         self.disown().await;
         self.looked_at = clock::now();
+        self.keep_in_sight(self.looked_at);
         let lost_race = self.balance(self.looked_at, None).await?;
         self.clean_up().await;
         self.forget_workers().await;
@@ -341,7 +345,8 @@ impl Coordinator {
         let Parts { me, process, rng, .. } = &mut self.parts;
         let planner = Planner { me, process: *process, held: &held, asked: &self.asked, avoided: &avoided };
         let mut plan = balance::plan(&self.view, planner, &limits, now, rng);
-        plan.claims.retain(|claim| only.is_none_or(|only| only.contains(&claim.key)));
+        let blind = self.sight.is_blind();
+        plan.claims.retain(|claim| !blind && only.is_none_or(|only| only.contains(&claim.key)));
         let Plan { total, workers, needed, .. } = plan;
         debug!(total, workers, needed, held = held.len(), claims = plan.claims.len(), "look");
         if !self.parts.meter.is_off() {

@@ -68,6 +68,8 @@ pub(super) struct ShardLink {
     drain_until: OnceLock<Instant>,
     /// Until when that drain waits for the last read.
     read_until: OnceLock<Instant>,
+    /// The drain is for another worker to take the lease.
+    is_for_others: AtomicBool,
     /// Unlike a watch channel this wakes its waiters in the order in which they came: runs can be repeated.
     drain_asked: CancellationToken,
     /// The user's side has let go of the shard.
@@ -144,6 +146,7 @@ impl ShardLink {
             has_gap: AtomicBool::new(false),
             drain_until: OnceLock::new(),
             read_until: OnceLock::new(),
+            is_for_others: AtomicBool::new(false),
             drain_asked: CancellationToken::new(),
             let_go: CancellationToken::new(),
             opened: CancellationToken::new(),
@@ -490,7 +493,8 @@ impl ShardLink {
 
     /// Whether the lease stays with this worker when it is given up now: only at the worker's own stop.
     pub(super) fn is_kept(&self) -> bool {
-        self.terms.keep_on_drain && self.is_draining() && !self.held.is_asked()
+        let is_for_others = self.held.is_asked() || self.is_for_others.load(Ordering::Acquire);
+        self.terms.keep_on_drain && self.is_draining() && !is_for_others
     }
 
     /// Ends the holding at the watermark, as the worker's configuration says: the lease is given up, or stays
@@ -526,6 +530,12 @@ impl ShardLink {
         self.drain_until.get_or_init(|| until);
         self.read_until.get_or_init(|| until.min(clock::now() + LAST_READ));
         self.drain_asked.cancel();
+    }
+
+    /// The same for a lease that is to go to another worker, whoever that is.
+    pub(super) fn ask_to_release(&self, until: Instant) {
+        self.is_for_others.store(true, Ordering::Release);
+        self.ask_to_drain(until);
     }
 
     pub(super) fn is_draining(&self) -> bool {

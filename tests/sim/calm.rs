@@ -86,6 +86,7 @@ impl State {
             OwnerChange::Transfer => asked,
             // A claim of which the worker never heard, or that came too late to be begun.
             _ if !begun => true,
+            _ if instance.cut_off => true,
             _ => asked || instance.stopping || instance.gives_up.contains(shard) || namesake || self.edited,
         };
         if !reason {

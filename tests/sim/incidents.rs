@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kinesis_consumer::{
-    Checkpoint, Config, LeaseKey, ShardId, WorkerError,
+    Checkpoint, Config, LeaseKey, OnShutdown, ShardId, WorkerError,
     io::{
         faulty::{Fault, Op},
         memory::Limits,
@@ -15,6 +15,7 @@ use super::{
     line::Quality,
     processor::Temper,
     scenarios::{SECOND, is_clean, owned, reads_everything, settled},
+    script::Beats,
 };
 
 fn id(n: u64) -> ShardId {
@@ -248,4 +249,51 @@ async fn a_worker_whose_code_stands_still_reads_ahead_within_its_memory_budget()
     assert!(read <= 7 * PAGE, "one page a shard, and the budget: {read}");
     world.temper(0, Temper::default());
     reads_everything(&mut world, 60 * SECOND).await;
+}
+
+/// F28, the reverse: one host reaches the table but not the stream.
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_alone_cannot_read_gives_its_leases_to_those_who_can() {
+    for beats in [Beats::Lease, Beats::Worker] {
+        let setup = Setup::new(528, 4);
+        let config = Config { on_shutdown: OnShutdown::Keep, ..setup.config };
+        let mut world = settled(Setup { beats, config, ..setup }, 2).await;
+        reads_everything(&mut world, SECOND).await;
+        world.observer.cut_off(0, true);
+        world.instances[0].stream_faults.cut();
+        for at in 0..90 {
+            world.put(4);
+            world.advance(SECOND).await;
+            // A shorter outage moves nothing.
+            assert!(at > 55 || owned(&world, "a") == 2, "{at} s");
+        }
+        assert_eq!(owned(&world, "b"), 4);
+        reads_everything(&mut world, SECOND).await;
+        let moves = world.observer.moves();
+        world.advance(600 * SECOND).await;
+        assert_eq!(world.observer.moves(), moves, "it takes nothing that it cannot read");
+        world.instances[0].stream_faults.heal();
+        assert!(world.until(40 * SECOND, |world| owned(world, "a") == 2).await);
+        world.observer.cut_off(0, false);
+        world.put(40);
+        reads_everything(&mut world, 2 * SECOND).await;
+    }
+}
+
+/// F28, F24: nobody reaches the stream, although work from before goes on.
+#[tokio::test(start_paused = true)]
+async fn no_lease_moves_while_nobody_can_read() {
+    for beats in [Beats::Lease, Beats::Worker] {
+        let setup = Setup::new(529, 4);
+        let temper = Temper { slow: 200, ..Temper::default() };
+        let mut world = settled(Setup { beats, temper, ..setup }, 2).await;
+        world.put(400);
+        let moves = world.observer.moves();
+        (0..2).for_each(|no| world.instances[no].stream_faults.cut());
+        world.advance(300 * SECOND).await;
+        assert_eq!(world.observer.moves(), moves);
+        (0..2).for_each(|no| world.instances[no].stream_faults.heal());
+        reads_everything(&mut world, 120 * SECOND).await;
+        assert_eq!(world.observer.moves(), moves);
+    }
 }

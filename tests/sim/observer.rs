@@ -147,6 +147,11 @@ impl Observer {
         self.lock().instances[no].stopping = true;
     }
 
+    /// From now on the instance alone does not reach the stream, or it does again.
+    pub(crate) fn cut_off(&self, no: usize, cut_off: bool) {
+        self.lock().instances[no].cut_off = cut_off;
+    }
+
     pub(crate) fn thawed(&self, no: usize) {
         self.lock().instances[no].thawed = Some(Instant::now());
     }

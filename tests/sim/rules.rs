@@ -102,6 +102,8 @@ pub(super) struct Instance {
     pub(super) thawed: Option<Instant>,
     /// It was asked to stop.
     pub(super) stopping: bool,
+    /// It alone does not reach the stream.
+    pub(super) cut_off: bool,
     /// The user's code cannot go on with these.
     pub(super) gives_up: BTreeSet<ShardId>,
     pub(super) span: Span,
