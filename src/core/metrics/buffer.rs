@@ -206,6 +206,18 @@ mod tests {
     }
 
     #[test]
+    fn only_of_a_spread_the_distinct_values_are_kept() {
+        let (mut buffer, origin) = (buffer(MetricsLevel::Detailed, &[]), origin());
+        for metric in [Metric::RecordsProcessed, Metric::ListLeasesTime, Metric::CurrentLeases] {
+            buffer.add(&Sample::new(metric, 1.0, &origin));
+        }
+        for Datum { key, statistics } in buffer.take().into_iter().flatten() {
+            let metric = key.metric;
+            assert_eq!(statistics.values().is_some(), metric.kind() == Kind::Spread, "{metric:?}");
+        }
+    }
+
+    #[test]
     fn a_level_keeps_itself_and_those_above_it() {
         let origin = origin();
         let kept = |level| {
