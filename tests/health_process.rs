@@ -2,6 +2,9 @@
 //! BusyBox's. A worker and each probe are processes of their own: this test once more.
 #![cfg(unix)]
 
+#[path = "support/way.rs"]
+mod way;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -9,14 +12,19 @@ use std::{
     time::Duration,
 };
 
-use kinesis_consumer::{Config, InitialPosition, Ordering, Worker, health, local::LocalAws};
+use kinesis_consumer::{
+    Config, Failure, InitialPosition, Ordering, Worker, health,
+    local::{Fault, LocalAws},
+};
+use tokio::time::Instant;
+use way::Way;
 
 /// Says what this test is to be in a process of its own.
 const ROLE: &str = "KINESIS_CONSUMER_TEST_ROLE";
 /// The folder of the health file.
 const FOLDER: &str = "KINESIS_CONSUMER_TEST_FOLDER";
 /// The allowed age, as the probe is told it.
-const MAX_AGE: &str = "2s";
+const MAX_AGE: &str = "3s";
 
 /// Not a test of its own: what the processes do that the tests start.
 #[test]
@@ -34,22 +42,26 @@ fn in_a_process_of_its_own() {
     }
 }
 
-/// A worker that is stuck for ever with a record that says `stuck`.
+/// A worker that is stuck for ever with a record that says `stuck`, and tries one that says `fails` once a minute.
 async fn work(file: &Path) {
     let aws = aws_config::load_defaults(aws_config::BehaviorVersion::latest()).await;
     let config = Config {
         initial_position: InitialPosition::TrimHorizon,
         idle_time_between_reads: Duration::from_millis(200),
         health_file: Some(file.to_owned()),
-        health_max_age: Some(Duration::from_secs(2)),
+        health_max_age: Some(Duration::from_secs(3)),
+        failover_time: Duration::from_secs(4),
+        retry_delay_min: Duration::from_secs(60),
+        retry_delay_max: Duration::from_secs(60),
         ..Config::default()
     };
     let worker = Worker::builder("app", "stream").aws(&aws).config(config);
     let worker = worker.each(Ordering::Shard, |record| async move {
-        if &record.data()[..] == b"stuck" {
-            std::future::pending::<()>().await;
+        match &record.data()[..] {
+            b"stuck" => std::future::pending().await,
+            b"fails" => Err(Failure::retry("for ever")),
+            _ => Ok(()),
         }
-        Ok(())
     });
     worker.expect("valid").run().await.expect("it runs until it is killed");
 }
@@ -97,13 +109,18 @@ impl Folder {
 
     /// Asks until the answer has this code, and returns its line.
     async fn answers(&self, code: i32) -> String {
-        let end = tokio::time::Instant::now() + Duration::from_secs(60);
+        self.says(code, "").await
+    }
+
+    /// Asks until the answer has this code and its line says `why`, and returns the line.
+    async fn says(&self, code: i32, why: &str) -> String {
+        let end = Instant::now() + Duration::from_secs(60);
         loop {
             let (answer, line) = self.probe(MAX_AGE);
-            if answer == code {
+            if answer == code && line.contains(why) {
                 return line;
             }
-            assert!(tokio::time::Instant::now() < end, "never {code}, but {answer}: {line}");
+            assert!(Instant::now() < end, "never {code} and {why}, but {answer}: {line}");
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
@@ -116,10 +133,19 @@ impl Drop for Folder {
 }
 
 async fn started(name: &str) -> (LocalAws, Folder, Running) {
-    let (aws, folder) = (LocalAws::start().await.expect("servers"), Folder::new(name));
+    let aws = LocalAws::start().await.expect("servers");
     aws.create_stream("stream", 4);
-    let worker = process("worker", &folder.0).envs(aws.env()).stdout(Stdio::null()).spawn();
-    (aws, folder, Running(worker.expect("it starts")))
+    let (folder, worker) = worker(name, &aws, aws.dynamodb_url());
+    (aws, folder, worker)
+}
+
+/// A worker on this lease table.
+fn worker(name: &str, aws: &LocalAws, dynamodb: &str) -> (Folder, Running) {
+    let folder = Folder::new(name);
+    let mut process = process("worker", &folder.0);
+    process.envs(aws.env()).env("AWS_ENDPOINT_URL_DYNAMODB", dynamodb).stdout(Stdio::null());
+    let worker = Running(process.spawn().expect("it starts"));
+    (folder, worker)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -146,6 +172,45 @@ async fn one_stuck_shard_among_many_makes_a_process_stale_and_the_probe_says_whi
         () = siblings => {}
         () = check => {}
     }
+}
+
+/// What no restart would mend, each for several times the allowed age.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_lease_or_in_a_retry_or_throttled_or_without_dynamodb_a_process_stays_fresh() {
+    let one_shard = LocalAws::start().await.expect("servers");
+    one_shard.create_stream("stream", 1);
+    let (first, _first) = worker("holder", &one_shard, one_shard.dynamodb_url());
+    first.says(0, "working").await;
+    let (spare, _spare) = worker("spare", &one_shard, one_shard.dynamodb_url());
+    let (fails, failing, _failing) = started("failing").await;
+    fails.put("stream", "key", "fails");
+    let (throttles, throttled, _throttled) = started("throttled").await;
+    let cut_off = LocalAws::start().await.expect("servers");
+    cut_off.create_stream("stream", 4);
+    let way = Way::to(cut_off.dynamodb_url()).await;
+    let (alone, _alone) = worker("alone", &cut_off, &way.url);
+
+    spare.says(0, "no_leases").await;
+    failing.says(0, "retrying").await;
+    throttled.says(0, "working").await;
+    throttles.inject("GetRecords", 100_000, &Fault::throttle());
+    let read = throttles.calls("GetRecords");
+    alone.says(0, "working").await;
+    way.swallow();
+    let long = Instant::now() + Duration::from_secs(9);
+    while Instant::now() < long {
+        for folder in [&spare, &failing, &throttled, &alone] {
+            let (code, line) = folder.probe(MAX_AGE);
+            assert_eq!(code, 0, "{line}");
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert!(throttles.calls("GetRecords") > read, "it reads on");
+    assert!(way.swallowed() > 0, "it asks on");
+    // Its leases are gone, and it says why it takes none.
+    alone.says(0, "lease_table_unavailable").await;
+    way.heal();
+    alone.says(0, "working").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,6 +10,9 @@ mod tail;
 // `script` has other options elsewhere.
 #[cfg(target_os = "linux")]
 mod watch;
+#[cfg(target_os = "linux")]
+#[path = "../support/way.rs"]
+mod way;
 
 use kinesis_consumer::local::LocalAws;
 use tokio::process::Command;

@@ -1,23 +1,18 @@
 //! `watch`: on a terminal of its own, as `script` makes one.
 
-use std::{
-    process::Stdio,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
-    },
-};
+use std::process::Stdio;
 
 use kinesis_consumer::{io::LeaseStore, local::LocalAws};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
     process::{Child, ChildStdin, ChildStdout, Command},
-    task::JoinSet,
     time::timeout,
 };
 
-use crate::stage::{BINARY, PATIENCE, every_state, rows, store, until};
+use crate::{
+    stage::{BINARY, PATIENCE, every_state, rows, store, until},
+    way::Way,
+};
 
 /// Back from the other screen of the terminal.
 const GIVEN_BACK: &str = "\u{1b}[?1049l";
@@ -86,58 +81,6 @@ async fn the_view_follows_the_table_and_q_gives_the_terminal_back() {
     watch.quit().await;
 }
 
-/// The way to DynamoDB, which can be made to swallow what it is sent.
-struct Way {
-    url: String,
-    swallows: Arc<AtomicBool>,
-    swallowed: Arc<AtomicUsize>,
-    _connections: JoinSet<()>,
-}
-
-impl Way {
-    async fn to(dynamodb: &str) -> Self {
-        let to = dynamodb.trim_start_matches("http://").trim_end_matches('/').to_owned();
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let url = format!("http://{}", listener.local_addr().expect("bound"));
-        let (swallows, swallowed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let (mut connections, flags) = (JoinSet::new(), (swallows.clone(), swallowed.clone()));
-        connections.spawn(async move {
-            let mut open = JoinSet::new();
-            loop {
-                let (client, _) = listener.accept().await.expect("a connection");
-                let server = TcpStream::connect(&to).await.expect("DynamoDB");
-                open.spawn(pass(client, server, flags.clone()));
-            }
-        });
-        Self { url, swallows, swallowed, _connections: connections }
-    }
-}
-
-async fn pass(
-    mut client: TcpStream,
-    mut server: TcpStream,
-    (swallows, swallowed): (Arc<AtomicBool>, Arc<AtomicUsize>),
-) {
-    let (mut asked, mut answered) = (vec![0; 65536], vec![0; 65536]);
-    loop {
-        tokio::select! {
-            Ok(count @ 1..) = client.read(&mut asked) => {
-                if swallows.load(SeqCst) {
-                    swallowed.fetch_add(usize::from(asked.starts_with(b"POST")), SeqCst);
-                } else if server.write_all(&asked[..count]).await.is_err() {
-                    return;
-                }
-            }
-            Ok(count @ 1..) = server.read(&mut answered) => {
-                if client.write_all(&answered[..count]).await.is_err() {
-                    return;
-                }
-            }
-            else => return,
-        }
-    }
-}
-
 #[tokio::test]
 async fn keys_are_read_while_a_look_gets_no_answer() {
     let aws = LocalAws::start().await.expect("servers");
@@ -145,8 +88,8 @@ async fn keys_are_read_while_a_look_gets_no_answer() {
     let way = Way::to(aws.dynamodb_url()).await;
     let mut watch = Watch::start(&aws, &way.url);
     watch.shows("nobody").await;
-    way.swallows.store(true, SeqCst);
-    until("a look under way", async || way.swallowed.load(SeqCst) > 0).await;
+    way.swallow();
+    until("a look under way", async || way.swallowed() > 0).await;
     watch.quit().await;
-    assert_eq!(way.swallowed.load(SeqCst), 1, "it did not wait for the look to be given up");
+    assert_eq!(way.swallowed(), 1, "it did not wait for the look to be given up");
 }
