@@ -56,6 +56,8 @@ struct Row {
     counter: u64,
     /// Whose it is, if it says so.
     process: Option<u64>,
+    /// Or the row of the worker itself.
+    is_lease: bool,
 }
 
 impl Coordinator {
@@ -114,11 +116,16 @@ impl Coordinator {
     }
 
     /// Rows under our id that are not ours and whose counters go on moving are those of another process: one
-    /// of the two must end. Not both: this one does if it holds nothing, or if it has the higher number.
+    /// of the two must end, and not both: the one that holds nothing; of two that do, or of two that do not, the one
+    /// with the higher number.
     fn look_for_namesake(&mut self) -> Result<(), WorkerError> {
         let mut rows = self.rows_under_our_id();
         // Of an earlier holding of this process: a late write may still move it.
         rows.retain(|_, row| row.process != Some(self.parts.process));
+        // A process that holds nothing ends by itself as soon as it sees one that does.
+        let holding: BTreeSet<Option<u64>> =
+            rows.values().filter(|row| row.is_lease).map(|row| row.process).collect();
+        let holds = !self.links.is_empty();
         let strangers = &mut self.strangers;
         let moved: BTreeSet<Option<u64>> = rows
             .iter()
@@ -129,7 +136,8 @@ impl Coordinator {
         for other in moved {
             let looks = strangers.namesake_looks.entry(other).or_default();
             *looks = looks.saturating_add(1);
-            let stays = !self.links.is_empty() && other.is_some_and(|other| self.parts.process < other);
+            let first = other.is_some_and(|other| self.parts.process < other);
+            let stays = if holding.contains(&other) { holds && first } else { holds || first };
             // The late writes of a process that has ended may move them, too, but not for long.
             if *looks >= LOOKS_AT_NAMESAKE && !stays {
                 return Err(WorkerError::WorkerIdInUse(self.parts.me.to_string()));
@@ -148,11 +156,12 @@ impl Coordinator {
         let leases = leases.map(|lease| {
             let claimant = lease.hands_over.as_ref().filter(|claimant| claimant.worker() == me);
             let process = claimant.and_then(Claimant::process);
-            (lease.key.to_string(), Row { counter: lease.counter, process })
+            (lease.key.to_string(), Row { counter: lease.counter, process, is_lease: true })
         });
         let workers = self.view.heartbeats.rows_of(me).into_iter();
-        let workers =
-            workers.map(|(row, counter)| (row.to_string(), Row { counter, process: row.process() }));
+        let workers = workers.map(|(row, counter)| {
+            (row.to_string(), Row { counter, process: row.process(), is_lease: false })
+        });
         leases.chain(workers).collect()
     }
 
