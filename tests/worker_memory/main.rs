@@ -1,5 +1,6 @@
 //! The worker on the in-memory twins: every promise on a paused clock, without a server.
 
+mod blocked;
 mod checkpoints;
 mod cloudwatch;
 mod faces;
