@@ -7,6 +7,7 @@ use std::{
 };
 
 use kinesis_consumer::{Config, Failure};
+use md5::{Digest, Md5};
 use tokio::time::sleep;
 use tracing::{
     Event, Level, Subscriber,
@@ -135,5 +136,41 @@ async fn ten_minutes_of_a_failing_processor_on_every_shard_are_at_most_a_line_a_
     let failing = lines.take(Level::WARN);
     assert_eq!(failing.keys().collect::<Vec<_>>(), ["failed; trying again"]);
     assert!((9..=10).contains(&failing["failed; trying again"]), "{failing:?}");
+    worker.stop().await;
+}
+
+/// An aggregated record of which one part can be read, and one names a key that is not in the record.
+fn half_broken(payload: &str) -> Vec<u8> {
+    let field = |tag: u8, bytes: &[u8]| [&[tag, u8::try_from(bytes.len()).expect("short")], bytes].concat();
+    let part = |key: u8| field(0x1A, &[&[0x08, key][..], &field(0x1A, payload.as_bytes())].concat());
+    let message = [field(0x0A, b"key"), part(0), part(7)].concat();
+    [&[0xF3, 0x89, 0x9A, 0xC2][..], &message, &Md5::digest(&message)].concat()
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_minutes_of_broken_aggregates_on_every_shard_are_a_line_a_minute_and_cost_no_other_record() {
+    let (lines, _guard) = Lines::listen();
+    let world = World::shards(16);
+    let worker = run(world.worker("a").build(world.probe()).expect("valid"));
+    assert!(worker.handle.ready().await);
+    lines.take(Level::INFO);
+    let starts: Vec<u128> = world.stream.open_shards().iter().map(|shard| shard.hash_range.start).collect();
+    for n in 0..600 {
+        for start in &starts {
+            // The whole record is put by a hash key; its parts have none, and no shard's range is all there is.
+            world.stream.put_to(*start, "key", half_broken("dropped"));
+        }
+        (0..16).for_each(|shard| world.put(shard, [n]));
+        sleep(SECOND).await;
+    }
+    world.checkpoint_at(3, "599").await;
+    let said = lines.take(Level::INFO);
+    assert_eq!(said.keys().collect::<Vec<_>>(), ["aggregated records of another shard, or broken, left out"]);
+    assert!(said.values().all(|lines| (9..=11).contains(lines)), "{said:?}");
+    for shard in 0..16 {
+        let read = world.trace.records(shard);
+        let plain: Vec<String> = read.iter().filter(|data| *data != "dropped").cloned().collect();
+        assert_eq!(plain, (0..600).map(|n| n.to_string()).collect::<Vec<_>>(), "shard {shard}");
+    }
     worker.stop().await;
 }
