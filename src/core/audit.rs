@@ -212,6 +212,41 @@ mod tests {
         }
     }
 
+    /// Texts by which streams are named: as we do, as the KCL does for several, and anything else.
+    fn identifier() -> impl Strategy<Value = String> {
+        prop_oneof![
+            Just(STREAM.to_owned()),
+            "[0-9]{0,3}"
+                .prop_map(|created| format!("{}{created}", STREAM.trim_end_matches(char::is_numeric))),
+            "arn:aws[a-z-]{0,4}:kinesis:[a-z0-9-]{0,4}:[0-9]{0,3}:stream/[a-zA-Z0-9_.-]{0,4}(:[0-9]{0,4})?",
+            "[0-9]{1,12}:[a-z]{0,5}:[0-9]{1,10}",
+            ".{0,30}",
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_row_is_anothers_exactly_if_it_names_another_stream_or_one_of_several(
+            stream in proptest::option::of(identifier()),
+            identity in identifier(),
+            key in prop_oneof!["shardId-[0-9]{12}", "[0-9]{1,12}:[a-z]{0,5}:[0-9]{1,10}:shardId-[0-9]{12}", ".{0,30}"],
+        ) {
+            let lease = Lease {
+                stream: stream.as_deref().map(Into::into),
+                ..Lease::new(&key.as_str().into(), Checkpoint::TrimHorizon)
+            };
+            let foreign = stream.as_ref().is_some_and(|stream| *stream != identity) || key.contains(':');
+            prop_assert_eq!(is_foreign(&lease, &identity), foreign);
+            let why = belongs_elsewhere(&[lease], &[], &identity);
+            prop_assert_eq!(why.is_some(), foreign);
+            let (Some(why), Some(stream)) = (why, stream.filter(|stream| *stream != identity)) else { return Ok(()) };
+            prop_assert!(why.contains(&stream) && why.contains(&identity), "{}", why);
+            // Made again under its name: all but the time of its making is the same.
+            let arn = |text: &str| text.rsplit_once(':').map(|(arn, _)| arn.to_owned());
+            prop_assert_eq!(why.contains("an earlier stream of the same name"), arn(&stream) == arn(&identity));
+        }
+    }
+
     #[test]
     fn the_table_of_holes_holds() {
         for Row { line, cells } in rows(CASES, "holes") {

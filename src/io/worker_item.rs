@@ -48,7 +48,8 @@ pub(super) fn unchanged(seen: &WorkerRow) -> (String, Item) {
 
 #[cfg(test)]
 mod tests {
-    use aws_sdk_dynamodb::types::AttributeValue;
+    use aws_sdk_dynamodb::{primitives::Blob, types::AttributeValue};
+    use proptest::{collection, option, prelude::*, sample};
 
     use super::*;
     use crate::io::lease_item;
@@ -58,6 +59,56 @@ mod tests {
         item.insert(ENTITY_TYPE.to_owned(), text(KIND));
         item.insert(COUNTER.to_owned(), number(7));
         item
+    }
+
+    fn value() -> impl Strategy<Value = AttributeValue> {
+        prop_oneof![
+            ".{0,30}".prop_map(AttributeValue::S),
+            prop_oneof!["-?[0-9]{0,24}", "[0-9.eE+-]{0,9}", ".{0,5}"].prop_map(AttributeValue::N),
+            any::<u64>().prop_map(number),
+            Just(text(KIND)),
+            Just(AttributeValue::Null(true)),
+            collection::vec(any::<u8>(), 0..9).prop_map(|bytes| AttributeValue::B(Blob::new(bytes))),
+            Just(AttributeValue::L(Vec::new())),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn any_row_of_a_worker_is_read_as_it_was_written(
+            worker in ".{1,20}", process: u64, nth: u64, counter: u64,
+        ) {
+            let incarnation = Incarnation::new(&worker.as_str().into(), process, nth);
+            prop_assert_eq!(incarnation.worker(), &worker);
+            prop_assert_eq!(incarnation.process(), Some(process));
+            let mut item = key(&incarnation);
+            item.extend([(ENTITY_TYPE.to_owned(), text(KIND)), (COUNTER.to_owned(), number(counter))]);
+            prop_assert_eq!(decode(&item), Some(WorkerRow { incarnation, counter }));
+        }
+
+        #[test]
+        fn any_item_is_the_row_of_a_worker_as_it_stands_there_or_none(
+            sound: bool,
+            key_text in option::of(prop_oneof![
+                ".{0,30}", "worker[#:/.0-9a-f]{0,30}", ".{0,4}/.{0,9}",
+                (any::<u64>(), ".{0,9}").prop_map(|(n, worker)| {
+                    Incarnation::new(&worker.as_str().into(), n, n).as_str().to_owned()
+                }),
+            ]),
+            values in collection::hash_map(sample::select(&[KEY, ENTITY_TYPE, COUNTER, "x"][..]), value(), 0..4),
+        ) {
+            let mut read = if sound { item() } else { Item::new() };
+            read.extend(key_text.map(|key| (KEY.to_owned(), text(&key))));
+            read.extend(values.into_iter().map(|(name, value)| (name.to_owned(), value)));
+            if let Some(row) = decode(&read) {
+                prop_assert_eq!(Some(&text(row.incarnation.as_str())), read.get(KEY));
+                let counter = read.get(COUNTER).and_then(|counter| counter.as_n().ok());
+                prop_assert_eq!(counter.and_then(|counter| counter.parse().ok()), Some(row.counter));
+                prop_assert!(!row.incarnation.worker().is_empty());
+                let _ = row.incarnation.process();
+                prop_assert_eq!(lease_item::decode(&read), Ok(None), "it would be a lease, too");
+            }
+        }
     }
 
     #[test]
