@@ -29,7 +29,7 @@ use super::{
     observer::{Observer, Rules},
     processor::{Seat, Temper},
     script::Beats,
-    shards::aggregate_by,
+    shards::{aggregate_by, number},
     tap::Tap,
     trace::short,
 };
@@ -74,7 +74,7 @@ impl Setup {
         Self {
             seed,
             config,
-            beats: Beats::Lease,
+            beats: Beats::of_scenario(),
             shards,
             temper: Temper::default(),
             recording: true,
@@ -449,12 +449,7 @@ impl World {
     /// Puts one record into every open shard, each with a key of its own.
     pub(crate) fn put_into_each(&mut self) {
         for shard in self.stream.open_shards() {
-            let belongs = |key: &u32| {
-                let hash = u128::from_be_bytes(Md5::digest(format!("key-{key}")).into());
-                (shard.hash_range.start..=shard.hash_range.end).contains(&hash)
-            };
-            let key = (KEYS..).find(|key| !self.keys.contains_key(key) && belongs(key)).expect("a key");
-            self.put_key(key);
+            self.put_into(&shard.id);
         }
     }
 
@@ -505,6 +500,26 @@ impl World {
             self.stream.merge(&open[at].id, &open[at + 1].id);
             self.learn_shards();
         }
+    }
+
+    /// Takes note of the records that have left the stream for their age.
+    pub(crate) fn learn_losses(&mut self) {
+        for shard in self.stream.shards() {
+            let oldest = self.stream.records(&shard.id).first().map(|record| number(record.position()));
+            self.observer.oldest(&shard.id, oldest);
+        }
+    }
+
+    /// Puts one record into an open shard.
+    pub(crate) fn put_into(&mut self, shard: &ShardId) {
+        let open = self.stream.open_shards();
+        let range = open.iter().find(|open| open.id == *shard).expect("open").hash_range;
+        let belongs = |key: &u32| {
+            let hash = u128::from_be_bytes(Md5::digest(format!("key-{key}")).into());
+            (range.start..=range.end).contains(&hash)
+        };
+        let key = (KEYS..).find(|key| !self.keys.contains_key(key) && belongs(key)).expect("a key");
+        self.put_key(key);
     }
 
     /// Takes a closed shard out of the stream.

@@ -27,9 +27,21 @@ fn checkpoint(world: &World, n: u64) -> Option<Checkpoint> {
     world.table.rows().into_iter().find(|row| row.key == key).map(|row| row.checkpoint)
 }
 
+in_both_modes!(
+    the_row_of_an_unfinished_parent_is_made_again_before_its_child_begins,
+    a_checkpoint_set_back_by_hand_is_read_from_although_no_look_has_shown_it,
+    of_two_processes_of_one_id_that_start_together_one_stays_and_none_disturbs_the_other,
+    a_process_whose_namesake_took_over_never_takes_the_namesakes_writes_for_its_own,
+    a_lone_worker_with_room_for_one_lease_reads_a_line_of_splits_and_merges_to_its_end,
+    code_that_blocked_its_thread_past_its_leases_is_dropped_and_not_finished,
+    children_of_lagging_parents_are_read_after_them_and_soon,
+    rows_of_a_stream_that_was_made_again_are_left_as_they_are_and_new_workers_refused,
+    no_single_worker_is_needed_to_mend_the_table,
+    a_worker_whose_code_stands_still_reads_ahead_within_its_memory_budget,
+);
+
 /// F17: the row of a shard that has not been read to its end is deleted, while its child, which continues
 /// another shard too that has ended, has a lease already.
-#[tokio::test(start_paused = true)]
 async fn the_row_of_an_unfinished_parent_is_made_again_before_its_child_begins() {
     for at in 0..10 {
         let setup = Setup::new(500 + at, 2);
@@ -51,7 +63,6 @@ async fn the_row_of_an_unfinished_parent_is_made_again_before_its_child_begins()
 }
 
 /// F17: a row is deleted and made anew; another worker claims it from what it had looked like.
-#[tokio::test(start_paused = true)]
 async fn a_checkpoint_set_back_by_hand_is_read_from_although_no_look_has_shown_it() {
     let mut world = settled(Setup::new(510, 1), 1).await;
     reads_everything(&mut world, SECOND).await;
@@ -68,7 +79,7 @@ async fn a_checkpoint_set_back_by_hand_is_read_from_although_no_look_has_shown_i
 }
 
 /// F17, F29: a worker stands still while a row is deleted, made anew by another process of its holder's id and
-/// renewed up to the counter that the worker remembers.
+/// renewed up to the counter that the worker remembers. A lease that lives by a heartbeat is not renewed.
 #[tokio::test(start_paused = true)]
 async fn a_row_made_anew_that_meets_the_counter_remembered_is_not_taken_for_one_that_stood_still() {
     for at in 0..10 {
@@ -94,7 +105,6 @@ async fn a_row_made_anew_that_meets_the_counter_remembered_is_not_taken_for_one_
 }
 
 /// F29: two processes with one id that start in the same moment: none sees the other before it has claimed.
-#[tokio::test(start_paused = true)]
 async fn of_two_processes_of_one_id_that_start_together_one_stays_and_none_disturbs_the_other() {
     for at in 0..20 {
         let setup = Setup::new(520 + at, 6);
@@ -113,7 +123,6 @@ async fn of_two_processes_of_one_id_that_start_together_one_stays_and_none_distu
 
 /// F29, F6: a process stands still for longer than its leases live, is replaced by another with its id, and
 /// wakes up with writes under way that its successor's writes look like.
-#[tokio::test(start_paused = true)]
 async fn a_process_whose_namesake_took_over_never_takes_the_namesakes_writes_for_its_own() {
     for at in 0..40 {
         let mut world = settled(Setup::new(540 + at, 4), 1).await;
@@ -135,7 +144,6 @@ async fn a_process_whose_namesake_took_over_never_takes_the_namesakes_writes_for
 
 /// A worker with room for one lease reads a shard to its end whose child continues another shard too, and that
 /// one has no lease before its own parent is read, for which there would be no room.
-#[tokio::test(start_paused = true)]
 async fn a_lone_worker_with_room_for_one_lease_reads_a_line_of_splits_and_merges_to_its_end() {
     for seed in 570..580 {
         let setup = Setup::new(seed, 2);
@@ -156,7 +164,6 @@ async fn a_lone_worker_with_room_for_one_lease_reads_a_line_of_splits_and_merges
 
 /// F7: the code of one worker blocks its thread, and with it everything else of that worker, for longer than its
 /// leases live. On one thread that is a worker that stands still in the middle of a call.
-#[tokio::test(start_paused = true)]
 async fn code_that_blocked_its_thread_past_its_leases_is_dropped_and_not_finished() {
     for at in 0..10 {
         let mut world = settled(Setup::new(580 + at, 4), 2).await;
@@ -175,7 +182,6 @@ async fn code_that_blocked_its_thread_past_its_leases_is_dropped_and_not_finishe
 }
 
 /// F15: the stream is doubled while the parents have a long backlog.
-#[tokio::test(start_paused = true)]
 async fn children_of_lagging_parents_are_read_after_them_and_soon() {
     let mut world = settled(Setup::new(15, 4), 2).await;
     reads_everything(&mut world, SECOND).await;
@@ -191,7 +197,6 @@ async fn children_of_lagging_parents_are_read_after_them_and_soon() {
 }
 
 /// F16: the stream is deleted and made again under the same name while it is read.
-#[tokio::test(start_paused = true)]
 async fn rows_of_a_stream_that_was_made_again_are_left_as_they_are_and_new_workers_refused() {
     for shards in [2, 1, 4] {
         let mut world = settled(Setup::new(16, 2), 2).await;
@@ -215,7 +220,6 @@ async fn rows_of_a_stream_that_was_made_again_are_left_as_they_are_and_new_worke
 
 /// F27: there is no leader. Whichever worker cannot list shards, or stands still, rows that are missing are made
 /// and read by the others.
-#[tokio::test(start_paused = true)]
 async fn no_single_worker_is_needed_to_mend_the_table() {
     for broken in 0..3 {
         let mut world = settled(Setup::new(27, 6), 3).await;
@@ -232,7 +236,6 @@ async fn no_single_worker_is_needed_to_mend_the_table() {
 }
 
 /// What a worker reads ahead stays within its budget, whatever lies in the stream and however long its code takes.
-#[tokio::test(start_paused = true)]
 async fn a_worker_whose_code_stands_still_reads_ahead_within_its_memory_budget() {
     const PAGE: u64 = 10 << 20;
     let setup = Setup::new(19, 6);

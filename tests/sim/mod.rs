@@ -4,8 +4,34 @@
 //! worker -> Line (latency, time-outs) -> faults by seed -> Tap (the observer looks on) -> table, stream
 //! ```
 
+/// Makes each scenario a test with leases that are renewed one by one, and one with leases that live by their
+/// worker's heartbeat.
+macro_rules! in_both_modes {
+    ($($scenario:ident),* $(,)?) => {
+        mod by_leases {
+            $(
+                #[tokio::test(start_paused = true)]
+                async fn $scenario() {
+                    super::$scenario().await;
+                }
+            )*
+        }
+        mod by_heartbeats {
+            use crate::sim::script::{Beats, Mode};
+            $(
+                #[tokio::test(start_paused = true)]
+                async fn $scenario() {
+                    let _mode = Mode::of(Beats::Worker);
+                    super::$scenario().await;
+                }
+            )*
+        }
+    };
+}
+
 mod aggregate;
 mod calm;
+mod downstream;
 pub(crate) mod faces;
 mod feeds;
 pub(crate) mod fleet;
@@ -26,5 +52,6 @@ mod sabotage;
 mod scenarios;
 pub(crate) mod script;
 pub(crate) mod shards;
+mod starts;
 pub(crate) mod tap;
 pub(crate) mod trace;

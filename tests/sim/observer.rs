@@ -178,6 +178,14 @@ impl Observer {
         missed.into_iter().for_each(|(key, in_key)| state.keys.miss(key, in_key));
     }
 
+    /// The oldest record that the shard still has; none if it has none.
+    pub(crate) fn oldest(&self, shard: &ShardId, number: Option<u64>) {
+        let mut state = self.lock();
+        let log = state.shards.entry(shard.clone()).or_default();
+        let missed = log.lose(number.map_or_else(|| log.last(), |number| number - 1));
+        missed.into_iter().for_each(|(key, in_key)| state.keys.miss(key, in_key));
+    }
+
     /// A person has removed the row, or the whole table.
     pub(crate) fn row_removed(&self, shard: &ShardId) {
         let mut state = self.lock();
@@ -240,6 +248,7 @@ impl Observer {
 
     pub(crate) fn created(&self, seat: &Seat, lease: &Lease) {
         let mut state = self.lock();
+        state.counts.writes += 1;
         let shard = lease.key.shard();
         state.note(&seat.name, || {
             format!("makes lease {} at {}", short(lease.key.as_str()), lease.checkpoint)

@@ -15,6 +15,12 @@ use super::{
     scenarios::{SECOND, is_clean, owned, reads_everything},
 };
 
+in_both_modes!(
+    metrics_that_hang_for_ever_delay_no_record_and_no_stop,
+    half_an_hour_without_the_stream_and_the_metrics_moves_no_lease_and_ends_in_reading,
+    a_poisoned_shard_is_told_of_before_and_when_retention_overtakes_it_whoever_holds_it,
+);
+
 /// A sink whose calls never return.
 #[derive(Debug)]
 struct Hangs;
@@ -39,7 +45,6 @@ async fn fleet(seed: u64) -> World {
     world
 }
 
-#[tokio::test(start_paused = true)]
 async fn metrics_that_hang_for_ever_delay_no_record_and_no_stop() {
     let mut world = fleet(24).await;
     let moves = world.observer.moves();
@@ -54,7 +59,6 @@ async fn metrics_that_hang_for_ever_delay_no_record_and_no_stop() {
     is_clean(&world);
 }
 
-#[tokio::test(start_paused = true)]
 async fn half_an_hour_without_the_stream_and_the_metrics_moves_no_lease_and_ends_in_reading() {
     let mut world = fleet(25).await;
     let moves = world.observer.moves();
@@ -71,7 +75,6 @@ async fn half_an_hour_without_the_stream_and_the_metrics_moves_no_lease_and_ends
     is_clean(&world);
 }
 
-#[tokio::test(start_paused = true)]
 async fn a_poisoned_shard_is_told_of_before_and_when_retention_overtakes_it_whoever_holds_it() {
     const KEPT: Duration = Duration::from_secs(600);
     let mut world = World::new(Setup::new(31, 4));

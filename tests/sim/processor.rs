@@ -48,6 +48,10 @@ pub(crate) struct Temper {
     pub(crate) poison: Option<u64>,
     /// Never returns.
     pub(crate) stuck: bool,
+    /// Never returns from the shard with this number.
+    pub(crate) stuck_on: Option<u64>,
+    /// Waits for as long as this is so: what is downstream is away.
+    pub(crate) waits: bool,
     /// Never returns, and says that it makes progress: a sabotage.
     pub(crate) pretends: bool,
     /// Acknowledges before the work is done: a sabotage.
@@ -86,8 +90,11 @@ impl Seat {
     /// What can happen in any call.
     pub(crate) async fn act(&self, shard: &ShardId) -> Result<(), Failure> {
         let temper = self.temper();
-        if temper.stuck {
+        if temper.stuck || (temper.stuck_on.is_some() && temper.stuck_on == ordinal(shard)) {
             std::future::pending::<()>().await;
+        }
+        while self.temper().waits {
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
         let delay = self.delay();
         if !delay.is_zero() {

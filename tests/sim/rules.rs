@@ -380,7 +380,7 @@ impl State {
         self.signs(seat, shard, |_| ());
         self.counts.deliveries += last + 1 - first;
         let log = self.shards.entry(shard.clone()).or_default();
-        let parents = log.parents.clone();
+        let (parents, lost) = (log.parents.clone(), log.lost);
         let mut wrong = Vec::new();
         for number in first..=last {
             wrong.extend(log.deliver(number, first - 1).err());
@@ -415,9 +415,11 @@ impl State {
                 Some(from) => Some(from.max(tenure.acked_through + 1)),
                 None => tenure.next,
             };
+            // What has left the stream comes if it had been read by then, and is passed over if not.
+            let comes = |next: u64| first == next || (first == lost + 1 && next <= lost);
             let expected = match next {
-                Some(next) => first == next,
-                None if tenure.exact => first == tenure.base + 1,
+                Some(next) => comes(next),
+                None if tenure.exact => comes(tenure.base + 1),
                 None => first <= tenure.base + 1,
             };
             if !expected {
@@ -426,6 +428,8 @@ impl State {
             }
             if tenure.next.is_none() {
                 tenure.acked_through = first - 1;
+            } else if first == lost + 1 {
+                tenure.acked_through = tenure.acked_through.max(lost);
             }
             tenure.next = Some(last + 1);
         }

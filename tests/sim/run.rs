@@ -573,7 +573,7 @@ impl Player {
     }
 }
 
-const TABLE_OPS: [Op; 10] = [
+pub(crate) const TABLE_OPS: [Op; 10] = [
     Op::OpenTable,
     Op::ListLeases,
     Op::GetLease,
@@ -585,7 +585,7 @@ const TABLE_OPS: [Op; 10] = [
     Op::Beat,
     Op::ForgetWorker,
 ];
-const STREAM_OPS: [Op; 4] = [Op::Describe, Op::ListShards, Op::OpenIterator, Op::ReadRecords];
+pub(crate) const STREAM_OPS: [Op; 4] = [Op::Describe, Op::ListShards, Op::OpenIterator, Op::ReadRecords];
 
 /// The rule that a violation is of: what it says, without the time, names and numbers.
 fn rule(violation: &str) -> String {

@@ -2,7 +2,7 @@
 //!
 //! Each seed draws first which kinds of faults it has at all: few kinds often show more than all at once.
 
-use std::{fmt, time::Duration};
+use std::{cell::Cell, fmt, time::Duration};
 
 use kinesis_consumer::{
     Config, Heartbeat, InitialPosition, OnShutdown, ShardOrder,
@@ -262,7 +262,32 @@ pub(crate) enum Beats {
     Mixed,
 }
 
+thread_local! {
+    static SCENARIO: Cell<Beats> = const { Cell::new(Beats::Lease) };
+}
+
+/// What leases live by in the scenarios of this thread, until it is dropped.
+pub(crate) struct Mode(());
+
+impl Mode {
+    pub(crate) fn of(beats: Beats) -> Self {
+        SCENARIO.set(beats);
+        Self(())
+    }
+}
+
+impl Drop for Mode {
+    fn drop(&mut self) {
+        SCENARIO.set(Beats::Lease);
+    }
+}
+
 impl Beats {
+    /// What leases live by in a scenario.
+    pub(crate) fn of_scenario() -> Self {
+        SCENARIO.get()
+    }
+
     fn of(seed: u64) -> Self {
         match std::env::var("SIM_HEARTBEAT").as_deref() {
             Ok("lease") => Self::Lease,

@@ -39,6 +39,8 @@ pub(crate) struct ShardLog {
     pub(crate) reset_at: Option<Instant>,
     /// It has left the stream; what was not read of it cannot be.
     pub(crate) gone: bool,
+    /// Records up to here have left the stream for their age.
+    pub(crate) lost: u64,
     records: Vec<RecordLog>,
     /// Every record up to here was delivered once, or is none of the application's.
     delivered: u64,
@@ -93,6 +95,17 @@ impl ShardLog {
         self.records.iter_mut().for_each(|record| record.acked = true);
         let missed = self.records.iter().skip(self.delivered as usize);
         missed.map(|record| (record.key, record.in_key)).collect()
+    }
+
+    /// Takes the records up to `number` out of the stream; returns those that nobody was given, each by its key.
+    pub(crate) fn lose(&mut self, number: u64) -> Vec<(u32, u32)> {
+        let old = &mut self.records[..number as usize];
+        old.iter_mut().for_each(|record| record.acked = true);
+        let missed = old.iter().skip(self.delivered as usize);
+        let missed = missed.map(|record| (record.key, record.in_key)).collect();
+        self.lost = self.lost.max(number);
+        self.delivered = self.delivered.max(number);
+        missed
     }
 
     /// All records after `number` are to be read again, and those up to it need not be; returns which of them
