@@ -102,6 +102,16 @@ mod tests {
         assert_eq!(meter.read(start + SECOND - Duration::from_millis(1)), 0.0);
         assert!(!meter.is_known());
         assert_eq!(meter.read(start + SECOND), 1.0);
+        assert!(meter.is_known());
+    }
+
+    #[test]
+    fn one_sample_of_a_long_time_leaves_little_of_what_was_before() {
+        let start = Instant::now();
+        let mut meter = Meter::new(Some(100.0), start);
+        meter.read(start + MEMORY);
+        let later = meter.read(start + MEMORY * 6);
+        assert!(later < 1.0, "{later}");
     }
 
     #[test]
@@ -132,7 +142,7 @@ mod tests {
     #[test]
     fn a_row_is_off_by_more_than_a_tenth_and_more_than_a_trifle() {
         for (stored, kbps, off) in [
-            (Some(100.0), 109.0, false),
+            (Some(100.0), 110.0, false),
             (Some(100.0), 111.0, true),
             (Some(100.0), 89.0, true),
             (Some(0.5), 0.42, false),
