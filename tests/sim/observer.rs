@@ -442,6 +442,12 @@ impl Observer {
         self.lock().rows.get(shard).is_some_and(|row| row.rewound)
     }
 
+    /// Whether a lease has been handed over and not been claimed yet: who was given it finds out when its read
+    /// budget allows.
+    pub(crate) fn is_any_on_its_way(&self) -> bool {
+        self.lock().rows.values().any(|row| row.transferred)
+    }
+
     /// How many bytes one instance has read.
     pub(crate) fn read_bytes(&self, no: usize) -> u64 {
         self.lock().instances[no].read_bytes

@@ -451,7 +451,7 @@ impl Player {
                 return;
             }
             let calm = self.world.observer.moves() == moves;
-            if calm && self.is_even(script) && !self.world.has_twins() {
+            if calm && self.is_even() && !self.world.has_twins() {
                 let throttled = self.world.observer.counts().throttled - throttled;
                 if throttled > 0 {
                     let often = format!("is refused {throttled} reads in {:?} at rest", window / 2);
@@ -493,10 +493,11 @@ impl Player {
         loads
     }
 
-    fn is_even(&self, _: &Script) -> bool {
+    fn is_even(&self) -> bool {
         let loads = self.loads();
         let (least, most) = (loads.values().min(), loads.values().max());
-        most.zip(least).is_none_or(|(most, least)| most - least <= 1) && !loads.contains_key("nobody")
+        let even = most.zip(least).is_none_or(|(most, least)| most - least <= 1);
+        even && !loads.contains_key("nobody") && !self.world.observer.is_any_on_its_way()
     }
 
     fn check_budget(&self, script: &Script, window: Duration, before: &[Calls]) {
