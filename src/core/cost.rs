@@ -331,6 +331,14 @@ mod tests {
     }
 
     #[test]
+    fn a_small_table_is_looked_at_once_a_second_or_ten_times_in_a_shorter_failover_time() {
+        for (failover, looks) in [(60.0, 60.0), (10.0, 60.0), (5.0, 120.0)] {
+            let fleet = Fleet { shards: 1.0, failover, ..REST };
+            near(calls(&fleet, Who::Ours, "Scan"), looks);
+        }
+    }
+
+    #[test]
     fn dollars_are_those_of_the_price_list() {
         let renewals = lines(&REST, Who::Kcl2)[0];
         near(renewals.dollars(&Prices::default()), 16.0 * 783_555.0 * 0.625e-6);
