@@ -53,6 +53,8 @@ pub(super) enum Behind {
     NoLease,
     /// The shard has left the stream: what was unread is gone.
     Gone,
+    /// It could not be read, though others could: throttled by its readers, most likely. Says why.
+    NotRead(String),
 }
 
 pub(super) async fn run(place: &Place, wish: &Lag) -> Result<(), Trouble> {
@@ -105,6 +107,11 @@ pub(super) async fn run(place: &Place, wish: &Lag) -> Result<(), Trouble> {
             "unknown": unknown,
         })
     })?;
+    for (lease, behind) in &found {
+        if let Behind::NotRead(why) = behind {
+            eprintln!("leasectl: {}: {why}", lease.key);
+        }
+    }
     let Some(max) = wish.max else { return Ok(()) };
     let late = found.iter().filter(|(_, behind)| behind.time().is_some_and(|time| time > max)).count();
     let gone = found.iter().filter(|(_, behind)| *behind == Behind::Gone).count();
@@ -132,13 +139,15 @@ impl Behind {
         match self {
             Self::No => Some(Duration::ZERO),
             Self::By { time, .. } => Some(*time),
-            Self::Finished | Self::AtTip | Self::Unknown | Self::NoLease | Self::Gone => None,
+            Self::Finished | Self::AtTip | Self::Unknown | Self::NoLease | Self::Gone | Self::NotRead(_) => {
+                None
+            }
         }
     }
 
     /// Whether records may be unread without anybody knowing since when.
     fn is_unknown(&self) -> bool {
-        matches!(self, Self::Unknown | Self::NoLease)
+        matches!(self, Self::Unknown | Self::NoLease | Self::NotRead(_))
     }
 
     /// For a narrow column.
@@ -151,6 +160,7 @@ impl Behind {
             Self::Unknown => "begins by configuration".into(),
             Self::NoLease => "has no lease".into(),
             Self::Gone => "unread records are gone".into(),
+            Self::NotRead(_) => "could not be read".into(),
         }
     }
 
@@ -164,6 +174,7 @@ impl Behind {
             Self::Unknown => "begins_by_configuration",
             Self::NoLease => "no_lease",
             Self::Gone => "gone",
+            Self::NotRead(_) => "not_read",
         }
     }
 
@@ -196,7 +207,7 @@ pub(super) fn unread_from(lease: &Lease, pinned: Option<u64>) -> Result<StartFro
     }
 }
 
-/// How far each of `leases` is behind, in their order.
+/// How far each of `leases` is behind, in their order. One that cannot be read does not hide the others.
 pub(super) async fn measure(
     source: &Arc<dyn RecordSource>,
     leases: &[Lease],
@@ -204,6 +215,7 @@ pub(super) async fn measure(
 ) -> Result<Vec<(Lease, Behind)>, Trouble> {
     let mut waiting = leases.iter().cloned();
     let (mut under_way, mut found) = (JoinSet::new(), Vec::new());
+    let mut failed: Vec<(Lease, SourceError)> = Vec::new();
     loop {
         while under_way.len() < AT_ONCE {
             let Some(lease) = waiting.next() else { break };
@@ -215,10 +227,19 @@ pub(super) async fn measure(
         }
         match under_way.join_next().await {
             None => break,
-            Some(Ok((lease, behind))) => found.push((lease, behind?)),
+            Some(Ok((lease, Ok(behind)))) => found.push((lease, behind)),
+            Some(Ok((lease, Err(error)))) => failed.push((lease, error)),
             Some(Err(error)) => return Err(Trouble::failed("measure the lag", &error)),
         }
     }
+    // What holds for all of them is said once.
+    if !found.iter().any(|(_, behind)| behind.time().is_some() || *behind == Behind::Gone)
+        && let Some((_, error)) = failed.pop()
+    {
+        return Err(error.into());
+    }
+    let why = |error: SourceError| Behind::NotRead(Trouble::from(error).to_string());
+    found.extend(failed.into_iter().map(|(lease, error)| (lease, why(error))));
     found.sort_by(|(a, _), (b, _)| LeaseKey::cmp(&a.key, &b.key));
     Ok(found)
 }
@@ -259,7 +280,10 @@ async fn measure_one(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::memory::MemoryStream;
+    use crate::io::{
+        faulty::{Fault, Faults, FaultySource, Op},
+        memory::MemoryStream,
+    };
 
     fn lease(checkpoint: Checkpoint) -> Lease {
         Lease::new(&"shardId-000000000000".into(), checkpoint)
@@ -298,6 +322,20 @@ mod tests {
         let Behind::By { time, .. } = behind(&stream, through(0)).await else { panic!("not behind") };
         assert!(time >= Duration::from_secs(60), "{time:?}");
         assert_eq!(behind(&stream, through(1)).await, Behind::No);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_shard_that_cannot_be_read_does_not_hide_the_others() {
+        let (stream, faults) = (MemoryStream::new("s", 2), Faults::new(1));
+        let source: Arc<dyn RecordSource> = Arc::new(FaultySource::new(stream.clone(), faults.clone()));
+        let leases: Vec<Lease> =
+            stream.shards().iter().map(|shard| Lease::new(&shard.id, Checkpoint::TrimHorizon)).collect();
+        faults.next(Op::OpenIterator, 1, Fault::Denied);
+        let found = measure(&source, &leases, None).await.expect("one of them");
+        let unread = found.iter().filter(|(_, behind)| matches!(behind, Behind::NotRead(_))).count();
+        assert_eq!((unread, found.iter().filter(|(_, behind)| *behind == Behind::No).count()), (1, 1));
+        faults.next(Op::OpenIterator, 2, Fault::Denied);
+        assert!(measure(&source, &leases, None).await.is_err(), "nothing at all is known");
     }
 
     #[tokio::test(start_paused = true)]
