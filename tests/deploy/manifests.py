@@ -164,6 +164,15 @@ def security(r):
             yield f"network: lets in {sorted(into)}, and the pod serves {sorted(ports)}"
         if not {53, 80, 443} <= out or "Egress" not in policy["spec"]["policyTypes"]:
             yield "network: names, the Pod Identity agent and AWS must be in reach"
+        blocks = [peer["ipBlock"] for rule in policy["spec"]["egress"] for peer in rule["to"] if "ipBlock" in peer]
+        to = {block["cidr"] for block in blocks}
+        but = {cidr for block in blocks for cidr in block.get("except", [])}
+        for agent, aws, node in [("169.254.170.23/32", "0.0.0.0/0", "169.254.169.254/32"),
+                                 ("fd00:ec2::23/128", "::/0", "fd00:ec2::254/128")]:
+            if not {agent, aws} <= to:
+                yield f"network: {agent} and {aws} must be in reach"
+            if node not in but:
+                yield f"network: the node's own credentials at {node} must not be in reach"
 
 
 def image(r):

@@ -150,6 +150,11 @@ SEEDS = {
     "a settings map that is not there": (
         "base", edit("c['envFrom'][0]['configMapRef']['name'] = 'settings'"), "config map: there is no settings"),
     "variables of services": ("base", edit("del pod['enableServiceLinks']"), "security: the pod gets variables"),
+    "a network policy that forgets IPv6": (
+        "base", edit("del kind['NetworkPolicy']['spec']['egress'][2]['to'][1]"), "network: fd00:ec2::23/128 and ::/0"),
+    "a pod that reaches the node's credentials": (
+        "base", edit("del kind['NetworkPolicy']['spec']['egress'][2]['to'][0]['ipBlock']['except']"),
+        "network: the node's own credentials at 169.254.169.254/32"),
     "a pod that runs as root": ("base", edit("pod['securityContext']['runAsUser'] = 0"), "security: the pod runs as root"),
 }
 
