@@ -32,6 +32,7 @@ in_both_modes!(
     a_checkpoint_set_back_by_hand_is_read_from_although_no_look_has_shown_it,
     of_two_processes_of_one_id_that_start_together_one_stays_and_none_disturbs_the_other,
     a_process_whose_namesake_took_over_never_takes_the_namesakes_writes_for_its_own,
+    two_processes_of_one_id_that_both_held_leases_do_not_trade_them,
     a_lone_worker_with_room_for_one_lease_reads_a_line_of_splits_and_merges_to_its_end,
     code_that_blocked_its_thread_past_its_leases_is_dropped_and_not_finished,
     children_of_lagging_parents_are_read_after_them_and_soon,
@@ -138,6 +139,27 @@ async fn a_process_whose_namesake_took_over_never_takes_the_namesakes_writes_for
         world.put(40);
         reads_everything(&mut world, 15 * SECOND).await;
         world.advance(5 * SECOND).await;
+        is_clean(&world);
+    }
+}
+
+/// F29: both processes of one id have held the leases, the first before it stood still and was replaced.
+async fn two_processes_of_one_id_that_both_held_leases_do_not_trade_them() {
+    for at in 0..10 {
+        let mut world = settled(Setup::new(630 + at, 6), 1).await;
+        world.freeze(0);
+        world.start("a");
+        world.put(60);
+        world.advance(Duration::from_millis(1500 + 400 * at)).await;
+        world.thaw(0);
+        world.put(60);
+        reads_everything(&mut world, 15 * SECOND).await;
+        world.advance(10 * SECOND).await;
+        assert_eq!(world.running().len(), 1, "{}", world.observer.trace());
+        let moves = world.observer.moves();
+        assert!(moves <= 4 * 6, "each has claimed each lease twice at most: {moves}");
+        world.advance(30 * SECOND).await;
+        assert_eq!((world.observer.moves(), owned(&world, "a")), (moves, 6));
         is_clean(&world);
     }
 }
