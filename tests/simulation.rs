@@ -25,8 +25,9 @@ use kinesis_consumer::Config;
 use sim::{
     fleet::{Setup, World},
     processor::PANIC,
-    run::{Outcome, run, shrink},
+    run::{Outcome, run},
     script::{Script, Step},
+    shrink::shrink,
 };
 use tokio::time::Instant;
 

@@ -1,21 +1,15 @@
-//! Plays a script, then asks what must hold once all faults are over.
+//! Plays a script; what must hold in the end is asked in `finale.rs`.
 
 use std::{collections::BTreeMap, time::Duration};
 
-use kinesis_consumer::{
-    Checkpoint, OnShutdown, Shard, ShardOrder, WorkerError,
-    io::{faulty::Op, memory::Limits},
-};
+use kinesis_consumer::{WorkerError, io::faulty::Op};
 use tokio::time::Instant;
 
 use super::{
-    faces::Face,
-    fleet::{Life, World},
+    fleet::World,
     line::Quality,
-    observer::{Calls, Counts},
-    processor::Temper,
+    observer::Counts,
     script::{Back, Door, Script, Step},
-    shards::{aggregated, number},
     trace::Trace,
 };
 
@@ -72,7 +66,7 @@ pub(crate) async fn play(script: &Script, recording: bool, prepare: impl FnOnce(
 
 /// What is to be done later.
 #[derive(Debug)]
-enum Due {
+pub(super) enum Due {
     Thaw(usize),
     Temper(usize),
     Faults(usize, Door),
@@ -81,14 +75,14 @@ enum Due {
     Start(Option<String>),
 }
 
-struct Player {
+pub(super) struct Player {
     start: Instant,
     /// By time and a running number.
-    due: BTreeMap<(u64, usize), Due>,
+    pub(super) due: BTreeMap<(u64, usize), Due>,
     names: usize,
     /// The least number of workers that can hold all leases.
-    needed: usize,
-    world: World,
+    pub(super) needed: usize,
+    pub(super) world: World,
 }
 
 impl Player {
@@ -102,7 +96,7 @@ impl Player {
         self.due.insert(key, due);
     }
 
-    fn start_worker(&mut self, name: Option<String>) {
+    pub(super) fn start_worker(&mut self, name: Option<String>) {
         self.names += 1;
         let name = name.unwrap_or_else(|| format!("w{}", self.names));
         self.world.start(&name);
@@ -143,7 +137,7 @@ impl Player {
     }
 
     /// As an orchestrator does: a worker that ended by itself is started again.
-    fn replace_ended(&mut self) {
+    pub(super) fn replace_ended(&mut self) {
         for (no, ending) in std::mem::take(&mut self.world.endings) {
             let name = self.world.instances[no].seat.name.clone();
             match ending {
@@ -291,287 +285,6 @@ impl Player {
             Step::EditRow(nth, edit) => self.world.edit_row(*nth, *edit),
         }
     }
-
-    /// Ends all faults, and holds the fleet to liveness, calm, budgets and a clean end.
-    async fn finale(&mut self, script: &Script) -> Duration {
-        let world = &mut self.world;
-        world.heal();
-        self.due.clear();
-        let most = script.setup.config.max_leases_for_worker.unwrap_or(usize::MAX);
-        let needed = world.observer.unended().div_ceil(most).max(1);
-        self.needed = needed;
-        self.fill_up();
-        self.world.put_into_each();
-        let ended = Instant::now();
-        let bound = self.bound(script);
-        let read = self.until(bound, |world| world.observer.unread().is_empty()).await;
-        let recovered = ended.elapsed();
-        let world = &mut self.world;
-        if !read {
-            let unread = world.observer.unread();
-            world
-                .observer
-                .violate("fleet", format!("left unread after {bound:?} without faults: {unread:?}"));
-            return recovered;
-        }
-        if !world.observer.violations().is_empty() {
-            return recovered;
-        }
-        self.rest(script, bound).await;
-        if !self.world.observer.violations().is_empty() {
-            return recovered;
-        }
-        // What was read before, and is read again for a row that was removed, is not unread.
-        let end = Instant::now() + bound + self.backlog(script);
-        while !self.left(script).is_empty() && Instant::now() < end {
-            self.world.advance(script.setup.config.failover_time).await;
-        }
-        self.answer(script).await;
-        self.stop_all(script).await;
-        recovered
-    }
-
-    /// What comes into any shard while the fleet is at rest is processed with the next read: no shard is held
-    /// by somebody who does not read it.
-    async fn answer(&mut self, script: &Script) {
-        self.world.put_into_each();
-        let records = u32::try_from(aggregated()).expect("few");
-        let work = Duration::from_millis(self.world.setup.temper.slow) * records;
-        // What was read last is paid for with up to five seconds, and so is a read that was refused.
-        let plain = script.setup.payload == 0 && script.setup.limits == Limits::none();
-        let paid = Duration::from_secs(if plain { 1 } else { 6 });
-        let bound = script.setup.config.idle_time_between_reads + work + paid;
-        if !self.until(bound, |world| world.observer.unread().is_empty()).await {
-            let unread = self.world.observer.unread();
-            self.world.observer.violate("fleet", format!("left unread after {bound:?} at rest: {unread:?}"));
-        }
-    }
-
-    /// Within this time after the last fault everything is read.
-    fn bound(&self, script: &Script) -> Duration {
-        let config = &script.setup.config;
-        let generations = self.world.observer.generations();
-        // A namesake is waited for, leases expire, back-offs of up to 5 s run out; shards that a worker could
-        // not go on with are avoided for a minute.
-        let avoided = script.steps.iter().any(|(_, step)| matches!(step, Step::Temper { .. }));
-        let steps = Duration::from_secs(10) + config.stall_timeout * u32::from(avoided);
-        4 * config.failover_time
-            + steps
-            + Duration::from_secs(if avoided { 70 } else { 0 })
-            + generations * (3 * config.idle_time_between_reads + config.failover_time)
-            + self.backlog(script)
-    }
-
-    /// How many records of each shard are to be read, for the first time or once more: all those after the
-    /// checkpoint. Without a row those that nobody has read, or all of them if a person removed rows.
-    fn left(&self, script: &Script) -> Vec<usize> {
-        let removed = |(_, step): &(u64, Step)| matches!(step, Step::DropTable | Step::DeleteRow(_));
-        let removed = script.steps.iter().any(removed);
-        let (rows, unread) = (self.world.table.rows(), self.world.observer.unread());
-        let left = |shard: Shard| {
-            let all = self.world.stream.records(&shard.id).len() * aggregated() as usize;
-            let done = match rows.iter().find(|row| row.key.shard() == shard.id) {
-                Some(row) if row.is_finished() => all,
-                Some(row) => row.checkpoint.position().map_or(0, |at| number(at) as usize),
-                None if removed => 0,
-                None => {
-                    let first = unread.iter().find(|(id, ..)| *id == shard.id);
-                    first.map_or(all, |(_, _, first)| *first as usize - 1)
-                }
-            };
-            all.saturating_sub(done)
-        };
-        self.world.stream.shards().into_iter().map(left).filter(|left| *left > 0).collect()
-    }
-
-    /// How long it takes to read what is left: five reads and 2 MiB a second of each shard, and the work on each.
-    fn backlog(&self, script: &Script) -> Duration {
-        let most = script.setup.config.max_records;
-        let left = self.left(script);
-        let batches: usize = left.iter().map(|count| count.div_ceil(most) + 1).sum();
-        let each = Duration::from_millis(210) + Duration::from_millis(script.setup.temper.slow);
-        // A closure takes as long for each record as others for each batch.
-        let one_by_one = script.setup.faces.contains(&Face::Each);
-        let records: usize = if one_by_one { left.iter().sum() } else { 0 };
-        let slow = Duration::from_millis(self.world.setup.temper.slow);
-        // Workers keep to the limits of AWS, also where nothing else does.
-        let bytes: usize = left.iter().sum::<usize>() * script.setup.payload;
-        let paid = Duration::from_secs_f64(bytes as f64 / Limits::aws().read_bytes as f64);
-        paid + each * u32::try_from(batches).expect("few") + slow * u32::try_from(records).expect("few")
-    }
-
-    /// A process that ended because another has its id leaves the fleet too small for its limits; so do shards
-    /// that are read again because a row below them was deleted.
-    fn fill_up(&mut self) {
-        if let Some(most) = self.world.setup.config.max_leases_for_worker {
-            let open = self.world.table.rows().iter().filter(|row| !row.is_finished()).count();
-            self.needed = self.needed.max(open.div_ceil(most));
-        }
-        while self.world.running().len() < self.needed {
-            self.start_worker(None);
-        }
-    }
-
-    async fn until(&mut self, limit: Duration, done: impl Fn(&World) -> bool) -> bool {
-        let end = Instant::now() + limit;
-        while !done(&self.world) && self.world.observer.violations().is_empty() {
-            if Instant::now() >= end {
-                return false;
-            }
-            self.world.advance(Duration::from_millis(50)).await;
-            self.replace_ended();
-            self.fill_up();
-        }
-        true
-    }
-
-    /// At rest the leases are spread evenly, none moves, and calls stay within their budget.
-    async fn rest(&mut self, script: &Script, bound: Duration) {
-        let config = &script.setup.config;
-        let window = 3 * config.failover_time;
-        // A look at many rows has to be saved for; each generation needs one to be claimed, and one to be even.
-        let look = Duration::from_secs_f64(self.world.table.rows().len() as f64 / 16.0 / config.scan_budget);
-        let looks = 2 * (self.world.observer.generations() + 1);
-        // Where leases are asked for a few in each look, half of them may have to be.
-        let unfinished = self.world.observer.unended() as u32;
-        let steals =
-            config.max_leases_to_steal_at_one_time.map_or(0, |most| unfinished.div_ceil(2 * most as u32));
-        let looks = (looks + steals) * look;
-        let end = Instant::now() + bound + 2 * window + looks;
-        loop {
-            let moves = self.world.observer.moves();
-            let before = self.calls();
-            // A second after the last move no shard has been read by two.
-            self.world.advance(window / 2).await;
-            let throttled = self.world.observer.counts().throttled;
-            self.world.advance(window / 2).await;
-            self.replace_ended();
-            self.fill_up();
-            if !self.world.observer.violations().is_empty() {
-                return;
-            }
-            let calm = self.world.observer.moves() == moves;
-            if calm && self.is_even() && !self.world.has_twins() {
-                let throttled = self.world.observer.counts().throttled - throttled;
-                if throttled > 0 {
-                    let often = format!("is refused {throttled} reads in {:?} at rest", window / 2);
-                    self.world.observer.violate("fleet", often);
-                }
-                return self.check_budget(script, window, &before);
-            }
-            if Instant::now() >= end {
-                let rows: Vec<String> = self
-                    .world
-                    .table
-                    .rows()
-                    .iter()
-                    .map(|row| format!("{}: {:?}", row.key, row.owner))
-                    .collect();
-                let why = match calm {
-                    _ if self.world.has_twins() => "two workers with one id still run",
-                    true => "the leases are not spread evenly",
-                    false => "leases still move",
-                };
-                return self.world.observer.violate("fleet", format!("{why} at rest: {rows:?}"));
-            }
-        }
-    }
-
-    fn calls(&self) -> Vec<Calls> {
-        (0..self.world.instances.len()).map(|no| self.world.observer.calls(no)).collect()
-    }
-
-    fn loads(&self) -> BTreeMap<String, usize> {
-        let mut loads: BTreeMap<String, usize> = BTreeMap::new();
-        for no in self.world.running() {
-            loads.insert(self.world.instances[no].seat.name.clone(), 0);
-        }
-        for row in self.world.table.rows().iter().filter(|row| !row.is_finished()) {
-            let owner = row.owner.as_ref().map_or("nobody", |owner| owner.as_str());
-            *loads.entry(owner.into()).or_default() += 1;
-        }
-        loads
-    }
-
-    fn is_even(&self) -> bool {
-        let loads = self.loads();
-        let (least, most) = (loads.values().min(), loads.values().max());
-        let even = most.zip(least).is_none_or(|(most, least)| most - least <= 1);
-        even && !loads.contains_key("nobody") && !self.world.observer.is_any_on_its_way()
-    }
-
-    fn check_budget(&self, script: &Script, window: Duration, before: &[Calls]) {
-        let config = &script.setup.config;
-        let per = |interval: Duration| window.as_secs_f64() / interval.as_secs_f64();
-        let looks = per(config.failover_time / 10).min(per(Duration::from_secs(1)).max(1.0));
-        let loads = self.loads();
-        for no in self.world.running() {
-            let name = &self.world.instances[no].seat.name;
-            // A worker that was started meanwhile.
-            let Some(before) = before.get(no) else { continue };
-            let made = self.world.observer.calls(no).since(before);
-            let (calls, looked) = (made.all(), made.looks());
-            let held = loads.get(name).copied().unwrap_or(0) as f64;
-            let renewals = per(config.failover_time / 2) * 1.2 + 2.0;
-            let reads = per(config.idle_time_between_reads) * 1.2 + 2.0;
-            // A look after the leases have moved comes sooner, for three periods.
-            let most_looks = (per(config.failover_time / 10).max(looks) / 0.8 + 15.0).ceil();
-            if looked as f64 > most_looks {
-                self.world.observer.violate(
-                    name,
-                    format!("looked {looked} times in {window:?} at rest, at most {most_looks}"),
-                );
-            }
-            // Who does not wait for parents looks for children.
-            let listings = match config.shard_order {
-                ShardOrder::ParentsFirst => 0.0,
-                ShardOrder::None => per(Duration::from_secs(16)) + 2.0,
-            };
-            // Shards that ended within the window are held no more; they were read, and their rows cleaned up.
-            let ended = (made.of("create") + made.of("delete")) as f64;
-            // One renewal more: the worker's own heartbeat.
-            let most =
-                (most_looks + (held + ended) * (renewals + reads) + ended + renewals + listings).ceil();
-            if calls as f64 > most {
-                self.world
-                    .observer
-                    .violate(name, format!("made {made:?} in {window:?} at rest, at most {most}"));
-            }
-        }
-    }
-
-    /// Everybody stops: in time, with every lease free and every checkpoint at the last record.
-    async fn stop_all(&mut self, script: &Script) {
-        let config = &script.setup.config;
-        let running = self.world.running();
-        running.iter().for_each(|no| self.world.stop(*no));
-        let limit = config.shutdown_timeout + config.failover_time + Duration::from_secs(1);
-        let all_over = |world: &World| world.instances.iter().all(|instance| instance.state == Life::Over);
-        if !self.world.until(limit, all_over).await {
-            self.world.observer.violate("fleet", format!("a worker has not stopped within {limit:?}"));
-            return;
-        }
-        self.replace_ended();
-        for row in self.world.table.rows().iter().filter(|row| !row.is_finished()) {
-            if config.on_shutdown == OnShutdown::Release && row.holder().is_some() {
-                let held = format!("{} still has a holder after a clean stop: {:?}", row.key, row.holder());
-                self.world.observer.violate("fleet", held);
-            }
-            let last = self.world.stream.records(&row.key.shard()).len() as u64 * aggregated();
-            let stored = match &row.checkpoint {
-                Checkpoint::At(position) => number(position),
-                _ => row.start_millis.map_or(0, |at| self.world.observer.before(&row.key.shard(), at)),
-            };
-            let rewound = self.world.observer.is_rewound(&row.key.shard());
-            if stored != last
-                && !rewound
-                && config.initial_position == kinesis_consumer::InitialPosition::TrimHorizon
-            {
-                let behind = format!("{} is at {stored} of {last} after a clean stop", row.key);
-                self.world.observer.violate("fleet", behind);
-            }
-        }
-    }
 }
 
 pub(crate) const TABLE_OPS: [Op; 10] = [
@@ -587,61 +300,3 @@ pub(crate) const TABLE_OPS: [Op; 10] = [
     Op::ForgetWorker,
 ];
 pub(crate) const STREAM_OPS: [Op; 4] = [Op::Describe, Op::ListShards, Op::OpenIterator, Op::ReadRecords];
-
-/// The rule that a violation is of: what it says, without the time, names and numbers.
-fn rule(violation: &str) -> String {
-    let said = violation.split_once(" s: ").map_or(violation, |(_, said)| said);
-    let (said, _) = said.split_once(": ").unwrap_or((said, ""));
-    let words = said.split_whitespace().skip(1).filter(|word| !word.contains(|c: char| c.is_ascii_digit()));
-    words.collect::<Vec<_>>().join(" ")
-}
-
-/// Leaves out steps as long as the run still breaks the same rule first.
-pub(crate) fn shrink(script: &Script) -> Script {
-    let broken = |script: &Script| run(script, false).violations.first().map(|violation| rule(violation));
-    let rule = broken(script);
-    let fails = |script: &Script| rule.is_some() && broken(script) == rule;
-    let mut best = script.clone();
-    let mut tries = 0;
-    let mut at = best.steps.len();
-    while at > 0 && tries < 100 {
-        at -= 1;
-        tries += 1;
-        let mut without = best.clone();
-        without.steps.remove(at);
-        if fails(&without) {
-            best = without;
-        }
-    }
-    let plain = Script {
-        setup: super::fleet::Setup { temper: Temper::default(), ..best.setup.clone() },
-        ..best.clone()
-    };
-    if fails(&plain) { plain } else { best }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::rule;
-
-    #[test]
-    fn violations_are_told_apart_by_their_rules_and_not_by_names_and_numbers() {
-        let claims = |who: &str, shard: &str| {
-            format!("12.345 s: {who} was allowed to claim {shard}, which is {who}'s")
-        };
-        assert_eq!(rule(&claims("w1", "shardId-000000000002")), rule(&claims("w20", "shardId-000000000011")));
-        let given = |why: &str| rule(&format!("1.005 s: w3 is given shardId-000000000002 3..=7, but {why}"));
-        assert_eq!(
-            given("its parent shardId-000000000001 has not ended"),
-            "is given but its parent has not ended"
-        );
-        assert_ne!(
-            given("its parent shardId-000000000001 has not ended"),
-            given("12 is what comes next for this holder")
-        );
-        let at_rest =
-            |why: &str| rule(&format!("71.005 s: fleet {why} at rest: [\"shardId-000000000002: None\"]"));
-        assert_eq!(at_rest("leases still move"), "leases still move at rest");
-        assert_ne!(at_rest("leases still move"), at_rest("the leases are not spread evenly"));
-    }
-}
