@@ -25,4 +25,6 @@ fi
 [ -n "${KINESIS_CONSUMER_SERVERS:-}" ] || .ci/servers.sh
 # As the image is built.
 cargo build --locked --package kinesis-consumer-service
+# The operator's tool, as its own tests build it.
+cargo test --locked --no-run --test leasectl
 PYTHONDONTWRITEBYTECODE=1 "$tools/bin/python" -m pytest -q -rs -p no:cacheprovider tests/deploy "$@"

@@ -22,6 +22,7 @@ from templates import BIN
 
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", templates.ROOT / "target"))
 SERVICE = TARGET / "debug" / "service"
+LEASECTL = TARGET / "debug" / "leasectl"
 SERVERS = Path(os.environ.get("KINESIS_CONSUMER_SERVERS", templates.ROOT / "target" / "servers"))
 REQUIRED = {"CONSUMER_APPLICATION": "cart-worker", "CONSUMER_STREAM": "cart-queue"}
 
@@ -438,6 +439,57 @@ def test_a_worker_that_keeps_its_leases_goes_on_with_them_at_once(stocked, tmp_p
     producer.put(3)
     with Service(tmp_path, **keep) as service:
         eventually(lambda: producer.all_are_in(before + service.records))
+
+
+def test_operators_may_do_what_their_policies_say_and_no_more(stocked, tmp_path):
+    """moto checks actions, not resources: the policies' are widened to all."""
+    aws, producer = stocked
+    with Service(tmp_path, **REQUIRED, AWS_ENDPOINT_URL=aws.url) as service:
+        eventually(lambda: producer.all_are_in(service.records))
+        assert service.stop() == 0, service.log.read_text()
+    producer.put(1)
+    dynamodb, iam = aws.client("dynamodb"), aws.client("iam")
+    first, second = sorted(row["leaseKey"] for row in rows(aws, "cart-worker"))
+
+    resources, _ = templates.filled(templates.load("consumer-role.yaml"), Application="cart-worker")
+    look, change = (templates.actions(resources[name]) for name in ["OperatorPolicy", "OperatorChangePolicy"])
+
+    def operator(name, actions):
+        policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": sorted(actions), "Resource": "*"}]}
+        iam.create_user(UserName=name)
+        iam.put_user_policy(UserName=name, PolicyName="p", PolicyDocument=json.dumps(policy))
+        key = iam.create_access_key(UserName=name)["AccessKey"]
+        credentials = {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"],
+                       "AWS_REGION": REGION, "AWS_ENDPOINT_URL": aws.url}
+
+        def leasectl(*arguments):
+            call = [LEASECTL, *arguments, "--table", "cart-worker"]
+            return subprocess.run(call, env=credentials, capture_output=True, text=True, timeout=60)
+
+        return leasectl
+
+    looker, changer = operator("looker", look), operator("changer", look | change)
+    exported = tmp_path / "rows"
+    # What is to change: a row that is gone, and one that a dead worker holds.
+    assert looker("export", "--file", str(exported)).returncode == 0
+    dynamodb.delete_item(TableName="cart-worker", Key={"leaseKey": {"S": first}})
+    dynamodb.update_item(TableName="cart-worker", Key={"leaseKey": {"S": second}},
+                         UpdateExpression="SET leaseOwner = :dead", ExpressionAttributeValues={":dead": {"S": "dead"}})
+    requests.post(f"{aws.url}/moto-api/reset-auth", data="0", timeout=10).raise_for_status()
+
+    for command in ["list", "describe", "lag", "tail --from trim-horizon", "export", "cost"]:
+        done = looker(*command.split())
+        assert done.returncode == 0, (command, done.stderr)
+    assert first in looker("lag").stdout, "though its row is gone"
+    before = looker("export").stdout
+    for command in [f"import --file {exported}", "reset --to-trim-horizon --force"]:
+        denied = looker(*command.split())
+        assert denied.returncode == 1 and looker("export").stdout == before, (command, denied)
+    for command in ["drain dead --force --timeout 100ms", f"import --file {exported} --overwrite", "reset --to-trim-horizon"]:
+        done = changer(*command.split())
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+    lag = json.loads(changer("lag", "--output", "json").stdout)
+    assert {shard["what"] for shard in lag["shards"]} == {"behind"}, lag
 
 
 def test_prometheus_finds_what_scalers_ask_for(stocked, rendered, tmp_path):
