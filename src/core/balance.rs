@@ -233,6 +233,11 @@ pub(crate) fn plan(
             Standing::Held { .. } | Standing::Expired { .. } if own && lease.is_left() => {
                 returned.push(claim(Reason::Returned));
             }
+            // Asked for before a restart, or so long ago that the request was given up.
+            Standing::Held { .. } | Standing::Expired { .. } if lease.awaits(me).is_some() => {
+                let from = lease.awaits(me).unwrap_or(me).clone();
+                returned.push(claim(Reason::HandedOver { from }));
+            }
             // Others leave it to us for a while yet.
             Standing::Expired { .. } if own && !limits.rejoin_grace.is_zero() => {
                 returned.push(claim(Reason::Expired));

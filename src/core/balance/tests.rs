@@ -203,6 +203,31 @@ fn a_joiner_steals_its_fair_share_at_once() {
 }
 
 #[test]
+fn what_was_handed_over_to_a_worker_that_forgot_asking_is_taken_at_once_within_its_limit() {
+    let mut table = table("a: 1 2 3 | b: 4 5");
+    // `b` asked for two before it was restarted; `c` has claimed what it has.
+    let handed = |lease: &Lease| match lease.owner.as_ref().map(WorkerId::as_str) {
+        Some("b") => Lease { hands_over: Some("a".into()), ..lease.clone() },
+        owner => {
+            Lease { hands_over: owner.map(|owner| WorkerId::from(owner).as_str().into()), ..lease.clone() }
+        }
+    };
+    table.view.observe(table.view.leases().map(handed).collect(), table.now);
+    let of = |me: &str, limits: &Limits| {
+        let plan = by(&me.into(), &BTreeSet::new(), |planner| {
+            plan(&table.view, planner, limits, table.now, &mut StdRng::seed_from_u64(1))
+        });
+        plan.claims
+            .into_iter()
+            .filter(|claim| claim.reason == Reason::HandedOver { from: "a".into() })
+            .count()
+    };
+    assert_eq!(of("b", &limits()), 2);
+    assert_eq!(of("b", &Limits { max_leases: 1, ..limits() }), 1);
+    assert_eq!(of("a", &limits()), 0, "what it claimed itself may be another process's");
+}
+
+#[test]
 fn a_worker_needs_what_moves_can_still_bring_it() {
     for (held, me, most, needed) in [
         ("a: 1 2 3 4", "b", 1, 2),

@@ -15,6 +15,13 @@ impl Lease {
         willing.then(|| HandOff { key: self.key.clone(), from, to: me.clone(), withdraw: false })
     }
 
+    /// Who handed the lease over to `me`, if it has done so and `me` has not claimed it yet.
+    pub(crate) fn awaits(&self, me: &WorkerId) -> Option<&WorkerId> {
+        let handed_over = self.owner.as_ref() == Some(me) && self.checkpoint_owner.is_none();
+        let from = self.hands_over.as_ref().filter(|_| handed_over).map(Claimant::worker);
+        from.filter(|from| *from != me)
+    }
+
     /// The row after `request` succeeded on it. The counter is the holder's and stays.
     pub fn after_request(&self, request: &HandOff) -> Self {
         let (owner, checkpoint_owner) = match request.withdraw {
