@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rand::{Rng, seq::SliceRandom};
+use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 
 use self::scale::{Even, Scale};
@@ -98,6 +98,13 @@ pub(crate) struct Claim {
     pub(crate) reason: Reason,
     /// To be asked for; its holder goes on until it has handed it over.
     pub(crate) ask: bool,
+}
+
+impl Claim {
+    /// Whether any peer may be claiming it in the same moment.
+    pub(crate) fn is_anyones(&self) -> bool {
+        matches!(self.reason, Reason::Free | Reason::Expired)
+    }
 }
 
 /// Why a lease is claimed.
@@ -285,8 +292,9 @@ pub(crate) fn plan(
     let even = Even::new(scale, &mine, &loads, open.iter().map(|open| open.lease));
     let mut weight = even.weight(&mine);
 
-    // A worker that claims in an order of its own meets its peers' claims less often.
-    open.shuffle(rng);
+    // From a place of its own round the table: a worker meets the claims of a peer only where that one began.
+    let place = if open.is_empty() { 0 } else { rng.random_range(0..open.len()) };
+    open.rotate_left(place);
     let overdue = |open: &Open<'_>| now >= open.since + limits.patience;
     // What is too heavy for our share comes last: somebody else may have room for it.
     let heavy = |open: &Open<'_>| {

@@ -21,6 +21,7 @@ pub(crate) mod look_schedule;
 pub(crate) mod metrics;
 pub(crate) mod pacing;
 pub(crate) mod progress;
+pub(crate) mod race;
 pub(crate) mod record;
 #[cfg(feature = "cli")]
 pub(crate) mod reset;

@@ -196,6 +196,12 @@ fn with_removed_parents(
     in_order(listed).filter_map(|shard| made.get(&(&shard.id).into()).cloned()).collect()
 }
 
+/// Whether any of `leases` waits for another of them: then the order in which they are made matters.
+pub(crate) fn have_parents_among_them(leases: &[Lease]) -> bool {
+    let shards: BTreeSet<&str> = leases.iter().map(|lease| lease.key.as_str()).collect();
+    leases.iter().any(|lease| lease.parents.iter().any(|parent| shards.contains(parent.as_str())))
+}
+
 /// The listed shards that continue `parent`.
 pub(crate) fn children_of(listed: &[Shard], parent: &ShardId) -> Vec<ChildShard> {
     in_order(listed).filter(|shard| shard.parents.contains(parent)).map(ChildShard::from).collect()

@@ -314,16 +314,20 @@ impl Coordinator {
         self.show_rows();
         self.watch_retention().await;
         self.look_for_strangers()?;
-        self.repair(stop).await?;
+        let lost_row = self.repair(stop).await?;
         self.disown().await;
         self.looked_at = clock::now();
         self.keep_in_sight(self.looked_at);
-        let lost_race = self.balance(self.looked_at, None).await?;
+        let lost_race = self.balance(self.looked_at, None).await? || lost_row;
         self.clean_up().await;
         self.forget_workers().await;
         self.looks.hold(self.links.len(), clock::now());
         Ok(match () {
-            () if lost_race => self.look_after(self.parts.config.look_interval() / 4),
+            // Not all those that lost in the same moment again.
+            () if lost_race => {
+                let pause = self.parts.rng.random_range(0.5..1.5);
+                self.look_after((self.parts.config.look_interval() / 4).mul_f64(pause))
+            }
             () if self.holes.is_doubtful() => self.look_after(self.parts.config.look_interval()),
             () => self.next_look(),
         })

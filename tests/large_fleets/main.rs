@@ -172,3 +172,34 @@ async fn a_fleet_of_50_workers_on_500_shards_stays_as_it_is_and_heals_within_two
     let took = stage.until("an even spread", PATIENCE, Stage::is_even).await;
     assert!(took < TWO_LOOKS, "{took:?} after a stop");
 }
+
+/// The writes of all kinds for each lease, won and lost, until a fleet of 50 that starts in one moment holds 500
+/// evenly; and how long that takes.
+async fn start_in_one_moment(stage: &mut Stage) -> (f64, Duration) {
+    let before = stage.calls().writes.load(Relaxed);
+    stage.start_all(0..50);
+    let took = stage.until("an even spread", PATIENCE, Stage::is_even).await;
+    ((stage.calls().writes.load(Relaxed) - before) as f64 / 500.0, took)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fleet_that_starts_in_one_moment_makes_and_claims_each_lease_about_once() {
+    let mut stage = Stage::new(500);
+    stage.config.idle_time_between_reads = 60 * SECOND;
+    let (writes, took) = start_in_one_moment(&mut stage).await;
+    // Two creations at most, a claim, a third of a hand-over of three writes, and what the start tries.
+    assert!(writes <= 5.0, "{writes} writes a lease");
+    assert!(took < TWO_LOOKS, "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fleet_that_was_stopped_and_starts_in_one_moment_claims_each_lease_about_once() {
+    let mut stage = Stage::new(500);
+    stage.config.idle_time_between_reads = 60 * SECOND;
+    stage.start("before");
+    stage.until("an even spread", PATIENCE, Stage::is_even).await;
+    stage.stop("before").await;
+    let (writes, took) = start_in_one_moment(&mut stage).await;
+    assert!(writes <= 4.0, "{writes} writes a lease");
+    assert!(took < TWO_LOOKS, "{took:?}");
+}

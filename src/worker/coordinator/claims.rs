@@ -14,6 +14,7 @@ use crate::{
         balance::{Claim, Reason},
         lease::{Checkpoint, HandOff, Lease, LeaseKey},
         metrics::Metric,
+        race::Race,
     },
     error::WorkerError,
     io::LeaseError,
@@ -37,11 +38,14 @@ impl Coordinator {
         let mut lost_race = false;
         let (requests, claims): (Vec<Claim>, Vec<Claim>) = claims.into_iter().partition(|claim| claim.ask);
         self.ask(requests).await;
-        let mut waiting = claims.into_iter();
+        let mut race = Race::new(CALLS_AT_ONCE);
+        let mut waiting = claims.into_iter().peekable();
         let mut under_way = JoinSet::new();
         loop {
-            while under_way.len() < CALLS_AT_ONCE {
-                let Some(claim) = waiting.next() else { break };
+            while let Some(claim) = waiting.next_if(|claim| {
+                let racing = !race.is_lost() && under_way.len() < race.at_once();
+                if claim.is_anyones() { racing } else { under_way.len() < CALLS_AT_ONCE }
+            }) {
                 let Some(seen) = self.view.get(&claim.key).cloned() else { continue };
                 let taker = self.taker();
                 let absent = self.absent_parents(&seen);
@@ -55,14 +59,18 @@ impl Coordinator {
                     debug!(lease = %claim.key, "not claimed before its parents are known");
                     continue;
                 }
+                let call = claim.is_anyones().then(|| race.begin());
                 under_way.spawn(self.parts.gate.pass(async move {
                     let won = claim_one(&seen, &unsure, &taker).await;
-                    (claim, won)
+                    (claim, call, won)
                 }));
             }
             let Some(done) = under_way.join_next().await else { return Ok(lost_race) };
-            let (claim, won) = done.expect("claims do not panic and are not aborted");
+            let (claim, call, won) = done.expect("claims do not panic and are not aborted");
             self.parts.vitals.turn();
+            if let (Some(call), Ok(won)) = (call, &won) {
+                race.over(call, won.is_some());
+            }
             match won {
                 Ok(Some((row, held))) => {
                     self.write_faults.over();
@@ -100,11 +108,13 @@ impl Coordinator {
 
     /// Asks holders for their leases. A request that fails or comes too late is made again at the next look.
     pub(super) async fn ask(&mut self, requests: Vec<Claim>) {
+        let mut race = Race::new(CALLS_AT_ONCE);
         let mut waiting = requests.into_iter();
         let mut under_way = JoinSet::new();
         loop {
-            while under_way.len() < CALLS_AT_ONCE {
+            while under_way.len() < race.at_once() && !race.is_lost() {
                 let Some(request) = waiting.next() else { break };
+                let call = race.begin();
                 let seen = self.view.get(&request.key).cloned();
                 let Some((seen, ask)) = seen.and_then(|seen| Some((seen.clone(), seen.ask(&self.parts.me)?)))
                 else {
@@ -113,20 +123,22 @@ impl Coordinator {
                 let store = self.parts.store.clone();
                 under_way.spawn(self.parts.gate.pass(async move {
                     let result = store.hand_off(&ask).await;
-                    (seen, ask, result)
+                    (seen, ask, call, result)
                 }));
             }
             let Some(done) = under_way.join_next().await else { return };
-            let (seen, ask, result) = done.expect("requests do not panic and are not aborted");
+            let (seen, ask, call, result) = done.expect("requests do not panic and are not aborted");
             match result {
                 Ok(()) => {
                     debug!(lease = %ask.key(), from = %ask.from(), "lease asked for");
+                    race.over(call, true);
                     self.parts.meter.asked(ask.key());
                     self.view.note(seen.after_request(&ask), clock::now());
                     self.asked.insert(ask.key().clone(), ask);
                 }
                 Err(LeaseError::Conflict(_)) => {
                     debug!(lease = %ask.key(), "the lease changed before it was asked for");
+                    race.over(call, false);
                 }
                 Err(error) => {
                     if let Some(faults) = self.write_faults.failed() {

@@ -17,6 +17,7 @@ use crate::{
     core::{
         audit::{self, Coverage},
         lease::{Lease, LeaseKey},
+        race::Race,
         shard::{HashKeyRange, ShardId},
         shard_sync::{self, Begin},
     },
@@ -35,7 +36,8 @@ const CONFIRMED_AT_ONCE: usize = 8;
 
 impl Coordinator {
     /// Makes the leases that are missing: all at first, later where the hash keys show a hole.
-    pub(super) async fn repair(&mut self, stop: &CancellationToken) -> Result<(), WorkerError> {
+    /// True if peers make them, too.
+    pub(super) async fn repair(&mut self, stop: &CancellationToken) -> Result<bool, WorkerError> {
         let fresh = self.view.leases().next().is_none();
         // Who does not wait for parents does not learn of children from their ends.
         let at_once = self.parts.config.shard_order == ShardOrder::None;
@@ -56,7 +58,7 @@ impl Coordinator {
         };
         let orphaned = self.orphaned_parents();
         if !fresh && !suspicious && !due && orphaned.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         if at_once {
             self.list_after = clock::now() + SEARCH_INTERVAL.mul_f64(self.parts.rng.random_range(0.8..1.0));
@@ -78,7 +80,7 @@ impl Coordinator {
                 if let Some(faults) = self.list_faults.failed() {
                     warn!(faults, error = %error, cause = cause(error.as_ref()), "listing shards failed; trying again");
                 }
-                return Ok(());
+                return Ok(false);
             }
         };
         if at_once && !missing.is_empty() {
@@ -88,24 +90,40 @@ impl Coordinator {
         } else if !fresh && !missing.is_empty() {
             warn!(leases = missing.len(), "leases were missing and are made again");
         }
-        // In the order of the shards, so that a crash in the midst leaves no child without its parent.
-        let mut missing = missing.into_iter().peekable();
+        self.make(missing, stop).await
+    }
+
+    /// Makes leases. True if peers make them, too: the next look shows what they made.
+    async fn make(&mut self, mut missing: Vec<Lease>, stop: &CancellationToken) -> Result<bool, WorkerError> {
+        let races = !shard_sync::have_parents_among_them(&missing);
+        if races && !missing.is_empty() {
+            let place = self.parts.rng.random_range(0..missing.len());
+            missing.rotate_left(place);
+        }
+        // Else in the order of the shards, so that a crash in the midst leaves no child without its parent.
+        let mut race = Race::new(CALLS_AT_ONCE);
+        let mut missing = missing.into_iter();
         let mut under_way = JoinSet::new();
         loop {
-            while under_way.len() < CALLS_AT_ONCE && missing.peek().is_some() && !stop.is_cancelled() {
+            while under_way.len() < race.at_once() && !race.is_lost() && !stop.is_cancelled() {
                 let Some(mut lease) = missing.next() else { break };
                 lease.stream = Some(self.identity.clone());
+                let call = race.begin();
                 let store = self.parts.store.clone();
                 under_way.spawn(self.parts.gate.pass(async move {
                     let created = store.create(&lease).await;
-                    (lease, created)
+                    (lease, call, created)
                 }));
             }
-            let Some(done) = under_way.join_next().await else { return Ok(()) };
-            let (lease, created) = done.expect("creations do not panic and are not aborted");
+            let Some(done) = under_way.join_next().await else { return Ok(race.is_lost()) };
+            let (lease, call, created) = done.expect("creations do not panic and are not aborted");
             self.parts.vitals.turn();
             match created {
-                Ok(true) => self.view.note(lease, clock::now()),
+                Ok(true) => {
+                    race.over(call, true);
+                    self.view.note(lease, clock::now());
+                }
+                Ok(false) if races => race.over(call, false),
                 // Somebody was faster, and may begin elsewhere. Not read now, it is at the next look.
                 Ok(false) => {
                     if let Ok(Some(row)) = self.parts.store.get(&lease.key).await
@@ -122,7 +140,7 @@ impl Coordinator {
                     if let Some(faults) = self.write_faults.failed() {
                         warn!(lease = %lease.key, faults, %error, cause = cause(&error), "lease not made; trying again");
                     }
-                    missing = Vec::new().into_iter().peekable();
+                    missing = Vec::new().into_iter();
                 }
             }
         }
