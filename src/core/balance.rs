@@ -40,6 +40,10 @@ pub enum Balance {
 /// rates change, and leases must not follow them to and fro.
 const RESTLESS: Duration = Duration::from_secs(3600);
 
+/// Who has nothing yet takes half of its share from living workers, or this many, before it looks again: peers
+/// that joined in the same moment are seen only by what they take, and make the share smaller.
+const TAKEN_BEFORE_PEERS_ARE_SEEN: usize = 4;
+
 /// What bounds the claims of one worker.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
@@ -347,13 +351,16 @@ pub(crate) fn plan(
 
     let mut needed = planner.asked.len().saturating_sub(arrived.len());
     if claims.is_empty() && left_over.is_empty() && awaited.is_empty() {
-        let thief = steals::Thief { me, count: mine.count, weight, most: room };
+        let thief = steals::Thief { me, count: mine.count, weight, most: room, at_once: limits.max_steals };
         claims = match limits.balance {
-            Balance::Count => steals::by_count(loads, thief, floor, share, rng),
+            Balance::Count => steals::by_count(&loads, &thief, (floor, share), rng),
             Balance::Throughput => steals::by_throughput(loads, &thief, &even, rng),
         };
         needed += claims.len();
         claims.truncate(limits.max_steals);
+        if mine.count == 0 && limits.balance == Balance::Count {
+            claims.truncate(share.div_ceil(2).max(TAKEN_BEFORE_PEERS_ARE_SEEN));
+        }
     }
     arrived.append(&mut returned);
     arrived.append(&mut claims);

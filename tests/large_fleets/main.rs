@@ -203,3 +203,20 @@ async fn a_fleet_that_was_stopped_and_starts_in_one_moment_claims_each_lease_abo
     assert!(writes <= 4.0, "{writes} writes a lease");
     assert!(took < TWO_LOOKS, "{took:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn three_joiners_at_once_move_no_more_leases_than_an_even_spread_needs() {
+    let mut stage = Stage::new(300);
+    stage.config.idle_time_between_reads = 10 * SECOND;
+    stage.start_all(0..10);
+    stage.until("an even spread", PATIENCE, Stage::is_even).await;
+    sleep(30 * SECOND).await;
+    let claims = stage.calls().claims.load(Relaxed);
+    stage.start_all(10..13);
+    let took = stage.until("an even spread", PATIENCE, Stage::is_even).await;
+    sleep(60 * SECOND).await;
+    let moves = stage.calls().claims.load(Relaxed) - claims;
+    assert!(took < TWO_LOOKS, "{took:?}");
+    // 300 / 13: all have 23, one has one more.
+    assert!((69..=70).contains(&moves), "{moves} moves");
+}

@@ -3,7 +3,7 @@
 //! By number a steal needs a difference of two; by throughput, one that is larger than the lease by a tenth of
 //! the mean load. So repeated plans come to an end, and no two workers trade a lease.
 
-use std::collections::BTreeMap;
+use std::{cmp::Reverse, collections::BTreeMap};
 
 use rand::{Rng, seq::SliceRandom};
 
@@ -17,6 +17,8 @@ pub(super) struct Thief<'a> {
     /// Of use by throughput only.
     pub(super) weight: f64,
     pub(super) most: usize,
+    /// How many of those that it takes it may take at once.
+    pub(super) at_once: usize,
 }
 
 impl Thief<'_> {
@@ -27,45 +29,67 @@ impl Thief<'_> {
     }
 }
 
-/// Takes from the busiest worker until the fair share or a limit is reached.
+/// Takes what others have beyond their share until the own share or a limit is reached.
+///
+/// Who is seen by its peers agrees with them on what is to move, and takes its part of it: nobody gives more than
+/// it should, and no two take the same. Others take from the busiest, at random.
 pub(super) fn by_count(
-    loads: BTreeMap<&WorkerId, Load<'_>>,
-    mut thief: Thief<'_>,
-    floor: usize,
-    share: usize,
+    loads: &BTreeMap<&WorkerId, Load<'_>>,
+    thief: &Thief<'_>,
+    (floor, share): (usize, usize),
     rng: &mut impl Rng,
 ) -> Vec<Claim> {
-    let mut claims = Vec::new();
-    let wanted = thief.most.min(share.saturating_sub(thief.count));
+    // Not all can have what does not divide evenly: who is further below takes first.
+    let target = if thief.count == 0 { floor.max(1).min(share) } else { share };
+    let wanted = thief.most.min(target.saturating_sub(thief.count));
     if wanted == 0 {
-        return claims;
+        return Vec::new();
     }
-    // By load, so that the busiest is found without a walk over all workers for each lease.
-    let mut victims: BTreeMap<usize, Vec<(&WorkerId, Vec<&Lease>)>> = BTreeMap::new();
-    for (from, mut load) in loads {
-        load.movable.shuffle(rng);
-        victims.entry(load.count).or_default().push((from, load.movable));
+    let agreed = (1..floor).contains(&thief.count) && wanted <= thief.at_once;
+    // Each with the load of its holder before it goes.
+    let mut movable: Vec<(usize, &WorkerId, &Lease)> = Vec::new();
+    for (from, load) in loads {
+        let mut leases = load.movable.clone();
+        if !agreed {
+            leases.shuffle(rng);
+        }
+        let beyond = load.count.saturating_sub(floor);
+        let beyond = leases.into_iter().rev().take(beyond).zip(0..);
+        movable.extend(beyond.map(|(lease, n)| (load.count - n, *from, lease)));
     }
-    victims.values_mut().for_each(|victims| victims.shuffle(rng));
-    while claims.len() < wanted {
-        let Some(mut busiest) = victims.last_entry() else { break };
-        let load = *busiest.key();
-        if load < thief.count + 2 || load <= floor {
-            break;
+    if agreed {
+        movable.sort_by_key(|(load, ..)| *load <= share);
+        movable = part_of(&movable, loads, thief, (floor, share));
+    } else {
+        movable.shuffle(rng);
+        movable.sort_by_key(|(load, ..)| Reverse(*load));
+    }
+    let mut claims = Vec::new();
+    for (load, from, lease) in movable {
+        if claims.len() < wanted && load >= thief.count + claims.len() + 2 {
+            claims.push(thief.take(lease, from));
         }
-        let victim = busiest.get_mut().pop();
-        if busiest.get().is_empty() {
-            busiest.remove();
-        }
-        // Who has nothing to give is passed over.
-        let Some((from, mut leases)) = victim else { continue };
-        let Some(lease) = leases.pop() else { continue };
-        claims.push(thief.take(lease, from));
-        thief.count += 1;
-        // Behind the others of its load, so that each gives in turn.
-        victims.entry(load - 1).or_default().insert(0, (from, leases));
     }
     claims
+}
+
+/// The part of one thief of what can be moved, by what it lacks. All that is beyond the shares has to go; what a
+/// peer has taken meanwhile shifts neither the parts of others nor ours.
+fn part_of<'a>(
+    movable: &[(usize, &'a WorkerId, &'a Lease)],
+    loads: &BTreeMap<&WorkerId, Load<'_>>,
+    thief: &Thief<'_>,
+    (floor, share): (usize, usize),
+) -> Vec<(usize, &'a WorkerId, &'a Lease)> {
+    let lacking = |load: &Load<'_>| floor.saturating_sub(load.count);
+    let mine = floor - thief.count;
+    let before = loads.iter().filter(|(peer, _)| **peer < thief.me);
+    let before: usize = before.map(|(_, load)| lacking(load)).sum();
+    let all = mine + loads.values().map(lacking).sum::<usize>();
+    let to_go = movable.iter().filter(|(load, ..)| *load > share).count();
+    let moved = to_go.max(all.min(movable.len()));
+    let (from, to) = (before * moved / all, (before + mine) * moved / all);
+    movable[from..to].to_vec()
 }
 
 /// Takes from the busiest worker what brings its load and ours nearer to the mean.

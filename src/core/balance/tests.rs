@@ -203,6 +203,51 @@ fn a_joiner_steals_its_fair_share_at_once() {
 }
 
 #[test]
+fn a_joiner_takes_half_of_its_share_before_it_has_seen_who_joins_with_it() {
+    let held: String = (0..40).map(|n| format!("{n} ")).collect();
+    let plan = table(&format!("a: {held}")).plan("b", &limits());
+    assert_eq!((plan.claims.len(), plan.needed), (10, 20));
+    let by_throughput = Limits { balance: Balance::Throughput, ..limits() };
+    // To within a tenth of the mean.
+    assert_eq!(table(&format!("a: {held}")).plan("b", &by_throughput).claims.len(), 18);
+}
+
+/// The leases of workers by how many they have.
+fn counted(loads: &[(&str, usize)]) -> Table {
+    let (mut text, mut next) = (String::new(), 0);
+    for (who, count) in loads {
+        let held: String = (next..next + count).map(|n| format!("{n} ")).collect();
+        text += &format!("| {who}: {held}");
+        next += count;
+    }
+    table(&text[1..])
+}
+
+#[test]
+fn workers_that_see_one_another_below_their_share_take_different_leases_and_leave_everybody_theirs() {
+    for counts in [
+        &[("a", 29), ("b", 28), ("c", 27), ("d", 2), ("e", 3), ("f", 1)][..],
+        &[("a", 67), ("b", 67), ("c", 66), ("d", 50), ("e", 50), ("f", 50), ("g", 50), ("h", 50), ("i", 50)],
+        &[("a", 2), ("b", 30), ("c", 1), ("d", 31), ("e", 1)],
+    ] {
+        let table = counted(counts);
+        let mut loads: BTreeMap<String, i64> =
+            counts.iter().map(|(who, count)| ((*who).to_owned(), *count as i64)).collect();
+        let mut taken = BTreeSet::new();
+        for (me, _) in counts {
+            for claim in table.plan(me, &limits()).claims {
+                assert!(taken.insert(claim.key.clone()), "{me} takes {} too", claim.key);
+                let Reason::Stolen { from } = claim.reason else { panic!("{claim:?}") };
+                *loads.entry(from.to_string()).or_default() -= 1;
+                *loads.entry((*me).to_owned()).or_default() += 1;
+            }
+        }
+        let (least, most) = (loads.values().min(), loads.values().max());
+        assert!(most.zip(least).is_some_and(|(most, least)| most - least <= 1), "{loads:?}");
+    }
+}
+
+#[test]
 fn what_was_handed_over_to_a_worker_that_forgot_asking_is_taken_at_once_within_its_limit() {
     let mut table = table("a: 1 2 3 | b: 4 5");
     // `b` asked for two before it was restarted; `c` has claimed what it has.
