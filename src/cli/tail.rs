@@ -133,7 +133,10 @@ async fn open(
     shard: &ChildShard,
     (from, through): (StartFrom, Option<Position>),
 ) -> Result<Cursor, Trouble> {
+    let now = place::now();
     let iterator = Some(patiently(|| source.open(&shard.id, &from)).await?);
+    // The tip will have moved on when an iterator expires, because nobody took what was printed.
+    let from = if from == StartFrom::Latest { StartFrom::Timestamp(now) } else { from };
     Ok(Cursor { hash_range: shard.hash_range, iterator, through, from })
 }
 
@@ -211,5 +214,25 @@ fn line(record: &Record, format: Format, payload: Option<Payload>) -> String {
                 None => head + "\n",
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::memory::MemoryStream;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_begins_at_the_tip_skips_nothing_when_its_iterator_expires() {
+        let stream = MemoryStream::new("s", 1);
+        let shard = ChildShard::from(&stream.shards()[0]);
+        let cursor = open(&stream, &shard, (StartFrom::Latest, None)).await.expect("opened");
+        clock::sleep(Duration::from_secs(1)).await;
+        stream.put("key", "while a pager was full");
+        clock::sleep(Duration::from_secs(600)).await;
+        let old = cursor.iterator.expect("one");
+        assert!(matches!(stream.read(&shard.id, &old, PAGE).await, Err(SourceError::ExpiredIterator)));
+        let again = stream.open(&shard.id, &cursor.from).await.expect("opened");
+        assert_eq!(stream.read(&shard.id, &again, PAGE).await.expect("a page").records.len(), 1);
     }
 }
