@@ -265,7 +265,10 @@ impl Coordinator {
                         next = self.looks.soonest(clock::now());
                     }
                     let reads = self.asked.len().min(claims::ASKED_AT_ONCE) as f64;
-                    look_at_asked = clock::now() + self.looks.pause(ASKED_INTERVAL, reads);
+                    // However little may be read: nobody works on what was handed over before that is noticed, and
+                    // it may expire.
+                    let longest = self.parts.config.look_interval().max(ASKED_INTERVAL);
+                    look_at_asked = clock::now() + self.looks.pause(ASKED_INTERVAL, reads).min(longest);
                 }
                 () = clock::sleep_until(next) => {
                     self.parts.vitals.turn();

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use kinesis_consumer::{
-    Config, InitialPosition,
+    Config, InitialPosition, Lease, Verdict,
     io::faulty::{Fault, Faults, Op},
 };
 use tokio::{task::JoinSet, time::Instant};
@@ -214,4 +214,32 @@ async fn a_worker_whose_code_holds_on_to_a_lease_that_was_asked_for_looks_no_mor
     assert!(world.table.rows().iter().any(|row| row.checkpoint_owner.is_some()), "it is still asked for");
     second.crash().await;
     first.crash().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_handed_over_is_noticed_at_once_however_little_may_be_read() {
+    let world = World::shards(20);
+    let config = Config { scan_budget: 0.1, ..config() };
+    let slow = || {
+        world.probe_with(|_, _| async {
+            tokio::time::sleep(5 * SECOND).await;
+            Ok(Verdict::Done)
+        })
+    };
+    let first = run(world.worker_with("a", config.clone()).build(slow()).expect("valid"));
+    until("all leases", || world.owners().iter().all(|owner| owner == "a")).await;
+    (0..20).for_each(|shard| world.put(shard, ["in hand while it is asked for"]));
+    until("records in hand", || (0..20).all(|shard| !world.trace.batches(shard).is_empty())).await;
+    let second = run(world.worker_with("b", config).build(slow()).expect("valid"));
+    let claimed_by = |name: &str| {
+        let is_of = |row: &&Lease| row.hands_over.as_ref().is_some_and(|by| by.worker().as_str() == name);
+        world.table.rows().iter().filter(is_of).count()
+    };
+    let is_given = |row: &Lease| row.checkpoint_owner.is_none() && row.holder() == Some(&"b".into());
+    until("a hand-over", || world.table.rows().iter().any(is_given)).await;
+    let began = Instant::now();
+    until("an even spread", || claimed_by("b") == 10).await;
+    assert!(began.elapsed() <= 4 * SECOND, "{:?}", began.elapsed());
+    second.stop().await;
+    first.stop().await;
 }
