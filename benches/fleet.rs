@@ -1,7 +1,7 @@
 //! How a fleet grows: 10 to 10,000 shards with a worker for every ten, real workers on a paused clock over a
-//! table in memory. Prints a table and writes `benches/fleet.svg`; the figures are in `benches/README.md`.
+//! table in memory. Prints a table and draws `benches/fleet.svg`; the figures are in `benches/README.md`.
 //!
-//! `cargo bench --bench fleet`; `FLEET_MOST=1000` stops there. The largest takes some minutes and 6 GB.
+//! `cargo bench --bench fleet`; `FLEET_MOST=1000` stops there. The largest takes some minutes and 12 GB.
 
 #[allow(dead_code, reason = "the tests use the rest")]
 #[path = "../tests/large_fleets/stage.rs"]
@@ -27,6 +27,8 @@ struct Row {
     /// From the start of all workers to an even spread.
     settled: Duration,
     claims_a_lease: f64,
+    /// Of all kinds, won and lost, until then.
+    writes_a_lease: f64,
     /// At rest.
     read_units: f64,
     writes: f64,
@@ -49,18 +51,19 @@ fn main() {
         .build()
         .expect("a runtime");
     println!(
-        "shards workers | settled s, claims a lease | at rest: read units/s a worker, writes/min a lease, \
+        "shards workers | settled s, claims and writes a lease | at rest: read units/s a worker, writes/min a lease, \
          moves, µs a look | bytes a row | even again s after: crash, stop, join (moves)"
     );
     let mut rows = Vec::new();
     for shards in [10, 30, 100, 300, 1000, 3000, 10_000].into_iter().filter(|shards| *shards <= most) {
         let row = runtime.block_on(measure(shards, shards / 10));
         println!(
-            "{:6} {:7} | {:5.1} {:4.1} | {:5.2} {:5.2} {} {:7.0} | {:4.0} | {:5.1} {:5.1} {:5.1} ({})",
+            "{:6} {:7} | {:5.1} {:4.1} {:4.1} | {:5.2} {:5.2} {} {:7.0} | {:4.0} | {:5.1} {:5.1} {:5.1} ({})",
             row.shards,
             row.workers,
             row.settled.as_secs_f64(),
             row.claims_a_lease,
+            row.writes_a_lease,
             row.read_units,
             row.writes,
             row.moves,
@@ -72,9 +75,14 @@ fn main() {
             row.join_moves,
         );
         rows.push(row);
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/fleet.svg");
+        std::fs::write(path, svg(&rows)).expect("the plot can be written");
     }
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/fleet.svg");
-    std::fs::write(path, svg(&rows)).expect("the plot can be written");
+}
+
+/// Says how far a size has got: the largest take minutes.
+fn tell(shards: usize, what: &str, took: Duration) {
+    eprintln!("{shards} shards: {what} after {:.1} s", took.as_secs_f64());
 }
 
 async fn measure(shards: usize, workers: usize) -> Row {
@@ -84,7 +92,8 @@ async fn measure(shards: usize, workers: usize) -> Row {
     let memory = resident_bytes();
     stage.start_all(0..workers);
     let settled = stage.until("an even spread", PATIENCE, Stage::is_even).await;
-    let claims = stage.calls().claims.load(Relaxed);
+    tell(shards, "even from the start", settled);
+    let (claims, writes_to_settle) = (stage.calls().claims.load(Relaxed), stage.calls().writes.load(Relaxed));
     sleep(60 * SECOND).await;
 
     let calls = stage.calls();
@@ -97,14 +106,17 @@ async fn measure(shards: usize, workers: usize) -> Row {
     let look_micros = spent.as_secs_f64() * 1e6 / (calls.looks.load(Relaxed) - looks).max(1) as f64;
     let moves = calls.claims.load(Relaxed) - moves;
     let bytes_a_row = (resident_bytes() - memory).max(0.0) / (shards * workers) as f64;
+    tell(shards, "watched at rest", CALM);
 
     let before = stage.calls().claims.load(Relaxed);
     stage.start("joiner");
     let join = stage.until("an even spread", PATIENCE, Stage::is_even).await;
     let join_moves = stage.calls().claims.load(Relaxed) - before;
+    tell(shards, "even with a joiner", join);
     sleep(30 * SECOND).await;
     stage.crash("w0000").await;
     let crash = stage.until("an even spread", PATIENCE, Stage::is_even).await;
+    tell(shards, "even without a crashed one", crash);
     sleep(30 * SECOND).await;
     stage.stop("joiner").await;
     let stop = match workers {
@@ -117,6 +129,7 @@ async fn measure(shards: usize, workers: usize) -> Row {
         workers,
         settled,
         claims_a_lease,
+        writes_a_lease: writes_to_settle as f64 / shards as f64,
         read_units,
         writes,
         moves,
@@ -174,10 +187,11 @@ fn svg(rows: &[Row]) -> String {
             10f64.powi(power)
         );
     }
-    let series: [(&str, &str, Figure); 5] = [
+    let series: [(&str, &str, Figure); 6] = [
         ("#d62728", "µs a look", |row| row.look_micros),
         ("#1f77b4", "read units/s a worker", |row| row.read_units),
         ("#2ca02c", "writes/min a lease", |row| row.writes),
+        ("#8c564b", "s to even after the start", |row| row.settled.as_secs_f64()),
         ("#9467bd", "s to even after a crash", |row| row.crash.as_secs_f64()),
         ("#ff7f0e", "s to even after a join", |row| row.join.as_secs_f64()),
     ];

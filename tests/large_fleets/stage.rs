@@ -365,9 +365,11 @@ impl Stage {
     /// Waits until `done`; says how long it took.
     pub(crate) async fn until(&self, what: &str, limit: Duration, done: impl Fn(&Self) -> bool) -> Duration {
         let began = Instant::now();
+        // Thousands of rows take longer to judge than what happens to them in so short a time.
+        let pause = Duration::from_millis(20).max(Duration::from_micros(20) * self.table.rows().len() as u32);
         while !done(self) {
             assert!(began.elapsed() < limit, "never came: {what}; {:?}", self.loads());
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(pause).await;
         }
         began.elapsed()
     }
