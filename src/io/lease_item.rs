@@ -275,7 +275,8 @@ pub(crate) fn hand_off(request: &HandOff) -> Expressions {
     Expressions { update, condition, values }
 }
 
-/// The condition under which `seen` may be deleted, and its values: nobody has written it since.
+/// The condition under which `seen` may be deleted, and its values: nobody has written it since, nor has a person
+/// set its checkpoint.
 pub(crate) fn deletable(seen: &Lease) -> (String, Item) {
     let mut values = Item::new();
     let mut condition = unchanged(seen.counter, &mut values);
@@ -284,7 +285,8 @@ pub(crate) fn deletable(seen: &Lease) -> (String, Item) {
     };
     condition += &held(seen.holder(), seen.checkpoint_owner.as_ref(), &mut value);
     condition += &claimed(seen.hands_over.as_ref(), &mut value);
-    (condition, values)
+    value(":checkpoint", text(seen.checkpoint.text()));
+    (format!("{condition} AND {CHECKPOINT} = :checkpoint"), values)
 }
 
 /// The condition that a row names this holder, or nobody.

@@ -220,6 +220,7 @@ impl LeaseStore for MemoryLeaseStore {
             row.counter == seen.counter
                 && row.is_of_holding(seen)
                 && row.checkpoint_owner == seen.checkpoint_owner
+                && row.checkpoint.text() == seen.checkpoint.text()
         });
         let staleness = table.staleness;
         if unchanged {
