@@ -108,6 +108,9 @@ impl Driver {
         let link = self.shard.link().clone();
         let mut left = batch;
         loop {
+            // Whom the delivery has woken must not wait behind code that blocks its thread: a runtime moves that
+            // task to no other thread.
+            tokio::task::yield_now().await;
             link.set_in_call(true);
             let began = clock::now();
             let span = link.tracer.as_ref().map_or_else(Span::none, |tracer| tracer.process_batch(&left));

@@ -71,6 +71,37 @@ fn code_that_blocks_its_workers_only_thread_until_its_leases_are_taken_is_droppe
     assert!(!finished.load(SeqCst), "it went on after its lease had been taken");
 }
 
+/// F7: of two threads one is left to renew the leases, also that of the shard whose code blocks.
+#[test]
+fn code_that_blocks_one_of_two_threads_loses_no_lease() {
+    let world = Arc::new(World::shards(2));
+    world.put(0, ["blocks", "again"]);
+    let renewed = |world: &World| world.row(0).counter;
+    let handler = {
+        let world = world.clone();
+        move |_: Batch, _: ShardContext| {
+            let world = world.clone();
+            async move {
+                // Blocks until its lease has been renewed several times; it never is if that takes this thread.
+                let (before, end) = (renewed(&world), std::time::Instant::now() + 20 * SECOND);
+                while renewed(&world) < before + 4 && std::time::Instant::now() < end {
+                    thread::sleep(SECOND / 100);
+                }
+                Ok(Verdict::Done)
+            }
+        }
+    };
+    let threads = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    threads.expect("a runtime").block_on(async {
+        let config = Config { max_records: 1, ..short() };
+        let worker = run(world.worker_with("a", config).build(world.probe_with(handler)).expect("valid"));
+        world.checkpoint_at(0, "again").await;
+        let report = worker.stop().await;
+        assert_eq!(report.lost, []);
+    });
+    assert_eq!(world.trace.records(0), ["blocks", "again"]);
+}
+
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
