@@ -75,3 +75,35 @@ impl Even {
         self.weight(load) + (self.scale.typical_kbps + self.least) * (coming as f64) < self.mean
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::lease::Checkpoint;
+
+    fn load(count: usize, kbps: f64) -> Load<'static> {
+        Load { count, kbps, ..Load::default() }
+    }
+
+    #[test]
+    fn a_load_has_room_until_the_leases_that_are_coming_bring_it_to_the_mean() {
+        let bringing =
+            |kbps| Lease { throughput_kbps: Some(kbps), ..Lease::new(&"a".into(), Checkpoint::TrimHorizon) };
+        let scale = Scale::of([bringing(10.0), bringing(20.0)].iter(), Balance::Throughput);
+        let peer = WorkerId::from("peer");
+        // Four leases that bring 60 KiB/s and weigh 1.5 more each; one of which nothing is known weighs 16.5.
+        let even =
+            Even::new(scale, &load(2, 30.0), &[(&peer, load(2, 30.0))].into(), std::iter::empty::<&Lease>());
+        assert_eq!((even.mean, even.least), (33.0, 1.5));
+        for (count, kbps, coming, room) in [
+            (1, 10.0, 0, true),
+            (1, 10.0, 1, true),
+            (1, 10.0, 2, false),
+            (1, 16.0, 1, false),
+            (2, 30.0, 0, false),
+            (2, 29.9, 0, true),
+        ] {
+            assert_eq!(even.has_room(&load(count, kbps), coming), room, "{count}, {kbps}, {coming} coming");
+        }
+    }
+}

@@ -949,6 +949,15 @@ fn by_throughput_a_worker_that_has_the_mean_takes_nothing_more() {
     }
 }
 
+#[test]
+fn by_throughput_a_worker_with_no_room_takes_nothing_however_much_it_would_help() {
+    let table = weighed(&[(Some("a"), 10.0), (Some("b"), 500.0), (Some("b"), 500.0)]);
+    for (max_leases, taken) in [(1, 0), (2, 1)] {
+        let limits = Limits { balance: Balance::Throughput, max_leases, ..limits() };
+        assert_eq!(table.plan("a", &limits).claims.len(), taken, "{max_leases} allowed");
+    }
+}
+
 /// The moves of each lease, in steps, of workers that watch one another balance by throughput for that many
 /// steps of 20 s; `kbps` is what a shard brings at a step.
 fn moves_at(
