@@ -125,6 +125,29 @@ async fn a_row_that_another_worker_made_first_is_claimed_as_it_is() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn of_two_that_make_the_rows_together_the_one_that_started_first_says_where_to_begin() {
+    let world = World::shards(4);
+    let (first, second) = (Faults::new(3), Faults::new(4));
+    first.next(Op::CreateLease, 1, Fault::Delay(SECOND / 100));
+    first.next(Op::CreateLease, 3, Fault::Delay(3600 * SECOND));
+    let first = run(world.cut_off_by(&first, "a", latest()).build(world.probe()).expect("valid"));
+    until("a row", || world.table.rows().len() == 1).await;
+    (0..4).for_each(|shard| world.put(shard, ["after the first start"]));
+    tokio::time::sleep(2 * SECOND).await;
+    // The second finds an empty table, too, and is on its way to make all rows.
+    let row = world.table.rows().remove(0);
+    world.table.remove_row(&row.key);
+    second.next(Op::CreateLease, 4, Fault::Delay(SECOND / 10));
+    let second = run(world.cut_off_by(&second, "b", latest()).build(world.probe()).expect("valid"));
+    tokio::time::sleep(SECOND / 20).await;
+    world.table.put_row(row);
+    for shard in 0..4 {
+        world.checkpoint_at(shard, "after the first start").await;
+    }
+    drop((first, second));
+}
+
+#[tokio::test(start_paused = true)]
 async fn leases_that_cannot_be_made_at_first_are_made_later_and_nothing_is_skipped() {
     let world = World::shards(4);
     // The first row is made, the others are not.

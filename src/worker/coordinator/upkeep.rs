@@ -16,7 +16,7 @@ use crate::{
     config::{LeaseTable, ShardOrder},
     core::{
         audit::{self, Coverage},
-        lease::{Lease, LeaseKey},
+        lease::{Checkpoint, Lease, LeaseKey},
         race::Race,
         shard::{HashKeyRange, ShardId},
         shard_sync::{self, Begin},
@@ -95,7 +95,9 @@ impl Coordinator {
 
     /// Makes leases. True if peers make them, too: the next look shows what they made.
     async fn make(&mut self, mut missing: Vec<Lease>, stop: &CancellationToken) -> Result<bool, WorkerError> {
-        let races = !shard_sync::have_parents_among_them(&missing);
+        // Each worker pins the time of its start, and the earliest holds for all: who tries every row sees it.
+        let pins = missing.iter().any(|lease| lease.checkpoint == Checkpoint::Latest);
+        let races = !pins && !shard_sync::have_parents_among_them(&missing);
         if races && !missing.is_empty() {
             let place = self.parts.rng.random_range(0..missing.len());
             missing.rotate_left(place);
