@@ -75,18 +75,17 @@ fn code_that_blocks_its_workers_only_thread_until_its_leases_are_taken_is_droppe
 #[test]
 fn code_that_blocks_one_of_two_threads_loses_no_lease() {
     let world = Arc::new(World::shards(2));
-    world.put(0, ["blocks", "again"]);
-    let renewed = |world: &World| world.row(0).counter;
+    world.put(0, ["first", "second"]);
+    let (unblock, blocked) = mpsc::channel::<()>();
+    let (blocked, entered) = (Arc::new(Mutex::new(blocked)), Arc::new(AtomicBool::new(false)));
     let handler = {
-        let world = world.clone();
+        let entered = entered.clone();
         move |_: Batch, _: ShardContext| {
-            let world = world.clone();
+            let (blocked, entered) = (blocked.clone(), entered.clone());
             async move {
-                // Blocks until its lease has been renewed several times; it never is if that takes this thread.
-                let (before, end) = (renewed(&world), std::time::Instant::now() + 20 * SECOND);
-                while renewed(&world) < before + 4 && std::time::Instant::now() < end {
-                    thread::sleep(SECOND / 100);
-                }
+                entered.store(true, SeqCst);
+                // With an end, so that a test that fails ends, too.
+                blocked.lock().expect("no panic").recv_timeout(20 * SECOND)?;
                 Ok(Verdict::Done)
             }
         }
@@ -95,11 +94,16 @@ fn code_that_blocks_one_of_two_threads_loses_no_lease() {
     threads.expect("a runtime").block_on(async {
         let config = Config { max_records: 1, ..short() };
         let worker = run(world.worker_with("a", config).build(world.probe_with(handler)).expect("valid"));
-        world.checkpoint_at(0, "again").await;
-        let report = worker.stop().await;
-        assert_eq!(report.lost, []);
+        for _ in 0..2 {
+            until("the code blocks", || entered.swap(false, SeqCst)).await;
+            let before = world.row(0).counter;
+            until("renewals", || world.row(0).counter >= before + 4).await;
+            unblock.send(()).expect("it waits");
+        }
+        world.checkpoint_at(0, "second").await;
+        assert_eq!(worker.stop().await.lost, []);
     });
-    assert_eq!(world.trace.records(0), ["blocks", "again"]);
+    assert_eq!(world.trace.records(0), ["first", "second"]);
 }
 
 fn runtime() -> tokio::runtime::Runtime {
