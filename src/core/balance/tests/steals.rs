@@ -139,9 +139,8 @@ fn a_lease_on_its_way_counts_for_where_it_goes_and_is_taken_once_it_arrives() {
     table.view.observe(table.view.leases().map(arrived).collect(), table.now);
     let plan = b(&table.view, table.now);
     assert_eq!((keys(&plan), plan.needed), (vec![1, 2], 0));
-    assert!(
-        plan.claims.iter().all(|claim| claim.reason == Reason::HandedOver { from: "a".into() } && !claim.ask)
-    );
+    let given = |claim: &Claim| claim.reason == Reason::HandedOver { from: "a".into() };
+    assert!(plan.claims.iter().all(|claim| given(claim) && !claim.ask && !claim.is_anyones()));
 }
 
 #[test]
@@ -175,13 +174,20 @@ fn what_was_asked_for_keeps_its_room_when_its_holder_dies() {
     table.view.observe(rows.clone(), table.now);
     let late = table.now + FAILOVER;
     table.view.observe(rows, late);
-    let held = BTreeSet::new();
-    let planner = Planner { process: 1, me: &"b".into(), held: &held, asked: &asks, avoided: &held };
-    let limits = Limits { max_leases: 3, ..limits() };
-    let plan = plan(&table.view, planner, &limits, late, &mut StdRng::seed_from_u64(1));
-    assert_eq!(plan.claims.len(), 3, "two that it asked for and one more");
-    assert!(plan.claims.iter().all(|claim| claim.reason == Reason::Expired && !claim.ask));
-    assert!(asks.keys().all(|key| plan.claims.iter().any(|claim| claim.key == *key)));
+    let (held, nothing) = (BTreeSet::new(), BTreeMap::new());
+    let claims = |asked, max_leases, seed| {
+        let planner = Planner { process: 1, me: &"b".into(), held: &held, asked, avoided: &held };
+        let limits = Limits { max_leases, ..limits() };
+        plan(&table.view, planner, &limits, late, &mut StdRng::seed_from_u64(seed)).claims
+    };
+    for seed in 0..16 {
+        let claims = claims(&asks, 3, seed);
+        assert_eq!(claims.len(), 3, "two that it asked for and one more");
+        assert!(claims.iter().all(|claim| claim.reason == Reason::Expired && claim.is_anyones()));
+        assert!(asks.keys().all(|key| claims.iter().any(|claim| claim.key == *key)), "seed {seed}");
+    }
+    // No room is kept for what it does not know of.
+    assert_eq!(claims(&nothing, 1, 0).len(), 1);
 }
 
 #[test]
