@@ -483,6 +483,16 @@ mod tests {
     }
 
     #[test]
+    fn the_order_of_rows_matters_where_one_waits_for_another_of_them() {
+        let mut rows = leases("1 2 3");
+        assert!(!have_parents_among_them(&rows));
+        rows[2].parents = [id("0")].into();
+        assert!(!have_parents_among_them(&rows), "that one is there already");
+        rows[2].parents = [id("0"), id("1")].into();
+        assert!(have_parents_among_them(&rows));
+    }
+
+    #[test]
     fn the_table_of_missing_leases_holds() {
         for section in sections(CASES).into_iter().filter(|section| section.kind == "missing") {
             let shards = graph(section.name);
