@@ -4,7 +4,8 @@
 //! keep them for ever and read nothing, beside peers that could. It gives them up when no shard of its own could
 //! be read for a minute, and checkpoints of peers moved all through the second half of it. In an outage for all
 //! no checkpoint moves any more, and then no lease does; when it is over, whoever reads last has time to find
-//! out. The KCL has no such rule.
+//! out. Where looks, or the checkpoints of peers, come less often than every half minute, nothing is proven, and
+//! leases stay. The KCL has no such rule.
 
 use std::{
     collections::BTreeMap,

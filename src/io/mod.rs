@@ -111,8 +111,8 @@ pub trait LeaseStore: fmt::Debug + Send + Sync {
     /// [`LeaseError::Conflict`] if the row does not meet the condition, or is gone; nothing was written.
     async fn hand_off(&self, request: &HandOff) -> Result<(), LeaseError>;
 
-    /// Deletes the row if its counter, owners, claim and checkpoint's number are still those of `seen`. Says whether it did; false
-    /// also if the row was gone.
+    /// Deletes the row if its counter, owners, claim and checkpoint's number are still those of `seen`. Says whether
+    /// it did; false also if the row was gone.
     async fn delete(&self, seen: &Lease) -> Result<bool, LeaseError>;
 
     /// One worker row as it stands, never stale; none if there is no such row.

@@ -98,10 +98,11 @@ pub struct Report {
     /// Shards whose lease was released: others take them at once. One that was held twice is named twice,
     /// here as in the other lists.
     pub released: Vec<ShardId>,
-    /// Shards whose lease stays with this worker until it expires: asked for, or not released in time.
+    /// Shards whose lease stays with this worker after its stop, until it expires: asked for, or not released in
+    /// time.
     pub kept: Vec<ShardId>,
     /// Shards whose work was stopped at the end of `shutdown_timeout`, because it had not ended by then: what was
-    /// not acknowledged is processed again. Their leases are among those released, or kept.
+    /// not acknowledged is processed again. Their leases are among those released, kept or lost.
     pub cut_off: Vec<ShardId>,
     /// Shards whose lease was lost.
     pub lost: Vec<ShardId>,

@@ -139,9 +139,10 @@ impl<R: Rng> Reader<R> {
                 }
                 Err(error) => {
                     let now = clock::now();
-                    if !matches!(error, SourceError::Throttled { .. } | SourceError::ExpiredIterator) {
-                        self.link.read_succeeds(false);
-                    }
+                    // These are answers.
+                    let answers =
+                        matches!(error, SourceError::Throttled { .. } | SourceError::ExpiredIterator);
+                    self.link.read_succeeds(answers);
                     match error {
                         SourceError::ExpiredIterator => {
                             debug!(shard = %self.link.shard, "iterator expired; opening another");

@@ -36,8 +36,11 @@ impl Coordinator {
     /// Writes the claims and starts what was won. True if a race was lost.
     pub(super) async fn claim(&mut self, claims: Vec<Claim>) -> Result<bool, WorkerError> {
         let mut lost_race = false;
-        let (requests, claims): (Vec<Claim>, Vec<Claim>) = claims.into_iter().partition(|claim| claim.ask);
+        let (requests, mut claims): (Vec<Claim>, Vec<Claim>) =
+            claims.into_iter().partition(|claim| claim.ask);
         self.ask(requests).await;
+        // A race that is lost holds up nothing that nobody else can claim.
+        claims.sort_by_key(Claim::is_anyones);
         let mut race = Race::new(CALLS_AT_ONCE);
         let mut waiting = claims.into_iter().peekable();
         let mut under_way = JoinSet::new();
@@ -68,8 +71,9 @@ impl Coordinator {
             let Some(done) = under_way.join_next().await else { return Ok(lost_race) };
             let (claim, call, won) = done.expect("claims do not panic and are not aborted");
             self.parts.vitals.turn();
-            if let (Some(call), Ok(won)) = (call, &won) {
-                race.over(call, won.is_some());
+            if let Some(call) = call {
+                // A call that failed was lost to nobody; with few at once an outage would last for long here.
+                race.over(call, !matches!(won, Ok(None)));
             }
             match won {
                 Ok(Some((row, held))) => {
@@ -128,6 +132,7 @@ impl Coordinator {
             }
             let Some(done) = under_way.join_next().await else { return };
             let (seen, ask, call, result) = done.expect("requests do not panic and are not aborted");
+            self.parts.vitals.turn();
             match result {
                 Ok(()) => {
                     debug!(lease = %ask.key(), from = %ask.from(), "lease asked for");
@@ -144,6 +149,7 @@ impl Coordinator {
                     if let Some(faults) = self.write_faults.failed() {
                         warn!(lease = %ask.key(), faults, %error, cause = cause(&error), "lease not asked for; trying again");
                     }
+                    race.over(call, true);
                     // It may have been asked for all the same: the next look tells.
                     if matches!(error, LeaseError::Unavailable { .. }) {
                         self.asked.insert(ask.key().clone(), ask);

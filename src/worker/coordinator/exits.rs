@@ -105,6 +105,8 @@ impl Coordinator {
         let until = clock::now() + self.parts.config.shutdown_timeout;
         self.parts.vitals.phase(Phase::Stopping);
         self.parts.vitals.turn_until(until);
+        // What could not be released before has expired since, or does not depend on this stop.
+        self.report.kept.clear();
         for link in self.links.values() {
             link.ask_to_drain(until);
         }

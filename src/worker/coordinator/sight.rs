@@ -7,7 +7,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use super::Coordinator;
+use super::{Coordinator, claims};
 use crate::{
     clock,
     core::{backoff::Backoff, cut_off::CutOff, shard::ShardId},
@@ -23,6 +23,8 @@ pub(super) struct Sight {
     cut_off: CutOff,
     /// While nothing can be read here: the task that tries to. It ends when it has read.
     blind: Option<JoinSet<()>>,
+    /// Requests that are taken back meanwhile.
+    withdrawals: JoinSet<()>,
 }
 
 impl Sight {
@@ -37,28 +39,37 @@ impl Coordinator {
     /// every look once it can.
     pub(super) fn keep_in_sight(&mut self, now: Instant) {
         self.sight.cut_off.see(self.view.leases(), &self.parts.me, now);
+        while self.sight.withdrawals.try_join_next().is_some() {}
         if let Some(trials) = &mut self.sight.blind {
             if trials.try_join_next().is_some() {
                 info!("the stream can be read again; leases are claimed as before");
                 self.sight.blind = None;
+                return;
             }
-            return;
+        } else {
+            let failing = self.links.values().map(|link| link.signs().reads_failing);
+            if !self.sight.cut_off.is_proven(failing, now) {
+                return;
+            }
+            let Some(shard) = self.links.keys().next().map(|key| key.shard()) else { return };
+            warn!(
+                shards = self.links.len(),
+                "no shard can be read here, and other workers read theirs; giving the leases up until one can"
+            );
+            let (source, rng) = (self.parts.source.clone(), StdRng::seed_from_u64(self.parts.rng.random()));
+            let mut trials = JoinSet::new();
+            trials.spawn(self.parts.gate.pass(async move { until_read(&*source, &shard, rng).await }));
+            self.sight.blind = Some(trials);
         }
-        let failing = self.links.values().map(|link| link.signs().reads_failing);
-        if !self.sight.cut_off.is_proven(failing, now) {
-            return;
-        }
-        let Some(shard) = self.links.keys().next().map(|key| key.shard()) else { return };
-        warn!(
-            shards = self.links.len(),
-            "no shard can be read here, and other workers read theirs; giving the leases up until one can"
-        );
+        // Also what was on its way to us: asked for, or claimed in this moment.
         let until = now + self.parts.config.shutdown_timeout;
-        self.links.values().for_each(|link| link.ask_to_release(until));
-        let (source, rng) = (self.parts.source.clone(), StdRng::seed_from_u64(self.parts.rng.random()));
-        let mut trials = JoinSet::new();
-        trials.spawn(self.parts.gate.pass(async move { until_read(&*source, &shard, rng).await }));
-        self.sight.blind = Some(trials);
+        for link in self.links.values().filter(|link| !link.is_draining()) {
+            link.ask_to_release(until);
+        }
+        for (_, ask) in std::mem::take(&mut self.asked) {
+            let taker = self.taker_of_one();
+            self.sight.withdrawals.spawn(self.parts.gate.pass(claims::withdraw(ask, taker)));
+        }
     }
 }
 

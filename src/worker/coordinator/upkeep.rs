@@ -107,18 +107,24 @@ impl Coordinator {
         let mut missing = missing.into_iter();
         let mut under_way = JoinSet::new();
         loop {
-            while under_way.len() < race.at_once() && !race.is_lost() && !stop.is_cancelled() {
+            let at_once = if races { race.at_once() } else { CALLS_AT_ONCE };
+            while under_way.len() < at_once && !race.is_lost() && !stop.is_cancelled() {
                 let Some(mut lease) = missing.next() else { break };
                 lease.stream = Some(self.identity.clone());
                 let call = race.begin();
                 let store = self.parts.store.clone();
                 under_way.spawn(self.parts.gate.pass(async move {
                     let created = store.create(&lease).await;
-                    (lease, call, created)
+                    // Somebody was faster, and may begin elsewhere. Not read now, it is at the next look.
+                    let others = match created {
+                        Ok(false) if !races => store.get(&lease.key).await.ok().flatten(),
+                        _ => None,
+                    };
+                    (lease, call, created, others)
                 }));
             }
             let Some(done) = under_way.join_next().await else { return Ok(race.is_lost()) };
-            let (lease, call, created) = done.expect("creations do not panic and are not aborted");
+            let (lease, call, created, others) = done.expect("creations do not panic and are not aborted");
             self.parts.vitals.turn();
             match created {
                 Ok(true) => {
@@ -126,11 +132,8 @@ impl Coordinator {
                     self.view.note(lease, clock::now());
                 }
                 Ok(false) if races => race.over(call, false),
-                // Somebody was faster, and may begin elsewhere. Not read now, it is at the next look.
                 Ok(false) => {
-                    if let Ok(Some(row)) = self.parts.store.get(&lease.key).await
-                        && !audit::is_foreign(&row, &self.identity)
-                    {
+                    if let Some(row) = others.filter(|row| !audit::is_foreign(row, &self.identity)) {
                         self.view.note(row, clock::now());
                     }
                 }
