@@ -577,6 +577,8 @@ impl World {
                 (row.owner, row.checkpoint_owner) = (Some("somebody".into()), None);
                 row.counter += 1;
             }
+            // That nobody has claimed it is all that keeps a child waiting whose parent's row is deleted, too.
+            Edit::Counter if row.counter == 0 => return,
             Edit::Counter => row.counter += 7,
             Edit::Rewind => row.checkpoint = Checkpoint::TrimHorizon,
         }
