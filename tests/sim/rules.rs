@@ -52,6 +52,8 @@ pub(super) struct RowLog {
     pub(super) holder: Option<usize>,
     /// Somebody has changed the row by hand: the holder cannot be known before the next claim.
     pub(super) edited: bool,
+    /// Its last holder left it in its own name, and it has not been claimed since.
+    pub(super) left_by: Option<usize>,
     /// Its holder has handed it over, and it has not been claimed since.
     pub(super) transferred: bool,
     /// Somebody has set the checkpoint back by hand.
@@ -208,6 +210,8 @@ impl State {
         });
         let row = self.rows.entry(shard.clone()).or_default();
         let (highest, holder, edited) = (row.highest, row.holder, row.edited);
+        // Whoever did not hear that it had left says so again.
+        let again = matches!(write.owner(), OwnerChange::Leave) && row.left_by == Some(seat.no);
         row.highest = after.counter;
         if after.counter <= highest && highest > 0 {
             self.violate(
@@ -217,7 +221,7 @@ impl State {
         }
         match write.owner() {
             OwnerChange::Set { owner, .. } => self.claimed(seat, owner, valid_until, before, after),
-            _ if holder != Some(seat.no) && !edited => {
+            _ if holder != Some(seat.no) && !edited && !again => {
                 let now = holder.map_or("nobody's", |no| self.instances[no].name.as_str()).to_owned();
                 let kind = kind(write);
                 self.violate(&seat.name, format!("was allowed to {kind} {shard}, which is {now}"));
@@ -226,6 +230,7 @@ impl State {
                 let gone = matches!(change, OwnerChange::Leave | OwnerChange::Remove | OwnerChange::Transfer);
                 if gone && let Some(row) = self.rows.get_mut(&shard) {
                     row.holder = None;
+                    row.left_by = matches!(change, OwnerChange::Leave).then_some(seat.no);
                     row.transferred = matches!(change, OwnerChange::Transfer);
                 }
                 match (change, after.is_finished()) {
