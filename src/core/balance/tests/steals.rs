@@ -114,14 +114,21 @@ fn a_holder_that_hands_over_is_asked_and_not_robbed() {
     assert_eq!(plan.claims.len(), 2);
 }
 
-#[test]
-fn a_lease_on_its_way_counts_for_where_it_goes_and_is_taken_once_it_arrives() {
-    let mut table = willing();
+/// The requests of `b` for two of the leases, and the rows after them.
+fn two_asked_for(table: &Table) -> (BTreeMap<LeaseKey, HandOff>, Vec<Lease>) {
     let asked = |lease: &Lease| (lease.key.clone(), lease.ask(&"b".into()).expect("willing"));
     let asks: BTreeMap<LeaseKey, HandOff> = table.view.leases().take(2).map(asked).collect();
     let on_the_way =
         |lease: &Lease| asks.get(&lease.key).map_or_else(|| lease.clone(), |ask| lease.after_request(ask));
-    table.view.observe(table.view.leases().map(on_the_way).collect(), table.now);
+    let rows = table.view.leases().map(on_the_way).collect();
+    (asks, rows)
+}
+
+#[test]
+fn a_lease_on_its_way_counts_for_where_it_goes_and_is_taken_once_it_arrives() {
+    let mut table = willing();
+    let (asks, rows) = two_asked_for(&table);
+    table.view.observe(rows, table.now);
     let held = BTreeSet::new();
     let b = |view: &LeaseView, now| {
         let planner = Planner { process: 1, me: &"b".into(), held: &held, asked: &asks, avoided: &held };
@@ -166,11 +173,7 @@ fn what_a_namesake_took_has_not_been_handed_over() {
 #[test]
 fn what_was_asked_for_keeps_its_room_when_its_holder_dies() {
     let mut table = willing();
-    let asked = |lease: &Lease| (lease.key.clone(), lease.ask(&"b".into()).expect("willing"));
-    let asks: BTreeMap<LeaseKey, HandOff> = table.view.leases().take(2).map(asked).collect();
-    let on_the_way =
-        |lease: &Lease| asks.get(&lease.key).map_or_else(|| lease.clone(), |ask| lease.after_request(ask));
-    let rows: Vec<Lease> = table.view.leases().map(on_the_way).collect();
+    let (asks, rows) = two_asked_for(&table);
     table.view.observe(rows.clone(), table.now);
     let late = table.now + FAILOVER;
     table.view.observe(rows, late);
