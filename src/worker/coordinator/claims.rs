@@ -159,6 +159,14 @@ impl Coordinator {
         }
     }
 
+    /// Takes back all requests, each by a task of its own.
+    pub(super) fn withdraw_all(&mut self, tasks: &mut JoinSet<()>) {
+        for (_, ask) in std::mem::take(&mut self.asked) {
+            let taker = self.taker_of_one();
+            tasks.spawn(self.parts.gate.pass(withdraw(ask, taker)));
+        }
+    }
+
     /// Looks at leases that were asked for, and starts those that have been handed over. Says whether any
     /// request is over, so that there may be more to ask for.
     pub(super) async fn look_at_asked(&mut self) -> Result<bool, WorkerError> {
@@ -292,7 +300,7 @@ impl Coordinator {
 
 /// Takes back a request that has not been met; a lease that was handed over in this moment is given up.
 /// What fails here expires.
-pub(super) async fn withdraw(ask: HandOff, taker: Taker) {
+async fn withdraw(ask: HandOff, taker: Taker) {
     let (key, store) = (ask.key().clone(), taker.store.clone());
     if store.hand_off(&ask.withdrawn()).await.is_ok() {
         debug!(lease = %key, "request withdrawn");

@@ -8,7 +8,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use super::{Coordinator, claims};
+use super::Coordinator;
 use crate::{
     clock,
     core::{backoff::Backoff, health::Phase, lease::LeaseKey},
@@ -112,10 +112,7 @@ impl Coordinator {
         }
         // Nobody would be there to take the leases that were asked for.
         let mut requests = JoinSet::new();
-        for (_, ask) in std::mem::take(&mut self.asked) {
-            let taker = self.taker_of_one();
-            requests.spawn(self.parts.gate.pass(claims::withdraw(ask, taker)));
-        }
+        self.withdraw_all(&mut requests);
         // The tasks keep to the deadline themselves; releasing after it takes a few calls at most.
         let last = until + self.parts.config.call_timeout() * 2;
         while !self.consumers.is_empty() || !requests.is_empty() {

@@ -7,7 +7,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use super::{Coordinator, claims};
+use super::Coordinator;
 use crate::{
     clock,
     core::{backoff::Backoff, cut_off::CutOff, shard::ShardId},
@@ -66,10 +66,9 @@ impl Coordinator {
         for link in self.links.values().filter(|link| !link.is_draining()) {
             link.ask_to_release(until);
         }
-        for (_, ask) in std::mem::take(&mut self.asked) {
-            let taker = self.taker_of_one();
-            self.sight.withdrawals.spawn(self.parts.gate.pass(claims::withdraw(ask, taker)));
-        }
+        let mut withdrawals = std::mem::take(&mut self.sight.withdrawals);
+        self.withdraw_all(&mut withdrawals);
+        self.sight.withdrawals = withdrawals;
     }
 }
 
