@@ -3,6 +3,8 @@
 //!
 //! User code acknowledges here; the renewer writes from here; the supervisor learns from here.
 
+mod writes;
+
 use std::{
     pin::pin,
     sync::{
@@ -14,33 +16,22 @@ use std::{
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, Span};
 
 use crate::{
     clock,
     core::{
         health::{Doing, ShardSigns},
         lag::Lag,
-        lease::{Checkpoint, CheckpointGoesBack, Lease, LeaseWrite, Tenure},
+        lease::{Checkpoint, Lease},
         progress::Progress,
         record::Batch,
         shard::{Position, ShardId},
         throughput::Meter,
         watermark::Watermark,
     },
-    error::{CheckpointError, LeaseLost},
     io::LeaseStore,
-    worker::{
-        faults::FaultLogs,
-        freeze::Gate,
-        held_lease::{HeldLease, WriteError},
-        meter::ShardMeter,
-        spans::Tracer,
-    },
+    worker::{faults::FaultLogs, freeze::Gate, held_lease::HeldLease, meter::ShardMeter, spans::Tracer},
 };
-
-/// How long a write that the user waits for is tried before the user is told.
-const PATIENCE: Duration = Duration::from_secs(3);
 
 /// How long a drain waits for one more read, so that the next holder does not find what came since the last
 /// one. Most reads take some hundredths of a second; a slow one must not hold up what it is to speed up.
@@ -166,11 +157,6 @@ impl ShardLink {
     /// Makes spans of the work on the shard.
     pub(super) fn with_tracer(self, tracer: Option<Arc<Tracer>>) -> Self {
         Self { tracer, ..self }
-    }
-
-    /// The span of a checkpoint's write.
-    fn settle(&self) -> Span {
-        self.tracer.as_ref().map_or_else(Span::none, |tracer| tracer.settle(&self.shard))
     }
 
     /// Logs repeated faults together with the other shards of the worker.
@@ -368,155 +354,6 @@ impl ShardLink {
         self.state().watermark.unfinished()
     }
 
-    /// The checkpoint to write, if the watermark is ahead of the row.
-    pub(super) fn unwritten(&self) -> Option<Checkpoint> {
-        let state = self.state();
-        let done = Checkpoint::At(state.watermark.done()?.clone());
-        (done > state.stored).then_some(done)
-    }
-
-    /// When the next checkpoint is to be written; none if there is nothing to write.
-    pub(super) fn write_due(&self) -> Option<Instant> {
-        self.unwritten()?;
-        Some(self.state().write_after)
-    }
-
-    fn written(&self, checkpoint: Checkpoint) {
-        let (mut state, now, interval) = (self.state(), clock::now(), self.terms.checkpoint_interval);
-        let paused = state.written_at.is_none_or(|at| now >= at + interval * 2);
-        state.write_after = now + if paused { self.terms.first_interval } else { interval };
-        state.written_at = Some(now);
-        state.stored = state.stored.clone().max(checkpoint);
-        let delivered = state.watermark.last_delivered();
-        self.meter.checkpointed(delivered.is_none_or(|last| state.stored.position() >= Some(last)));
-    }
-
-    /// The row was written without a checkpoint. The next one waits as it does after any other write: it can
-    /// then take the place of the next renewal.
-    fn renewed(&self) {
-        let mut state = self.state();
-        state.write_after = state.write_after.max(clock::now() + self.terms.checkpoint_interval);
-    }
-
-    /// Renews the lease.
-    pub(super) async fn renew(&self) -> Result<(), WriteError> {
-        self.held.renew().await?;
-        self.renewed();
-        Ok(())
-    }
-
-    /// Writes the watermark, once, if it is ahead of the row.
-    pub(super) async fn flush(&self) -> Result<(), WriteError> {
-        let Some(to) = self.unwritten() else { return Ok(()) };
-        self.held.write(|tenure| forward(tenure, &to)).instrument(self.settle()).await?;
-        self.written(to);
-        Ok(())
-    }
-
-    /// Writes a checkpoint that the user waits for: acknowledges everything up to it.
-    pub(super) async fn checkpoint(&self, at: &Position) -> Result<(), CheckpointError> {
-        self.check_range(at)?;
-        self.ack_through(at);
-        let to = Checkpoint::At(at.clone());
-        if self.state().stored >= to {
-            return Ok(());
-        }
-        self.persist(|tenure| forward(tenure, &to)).instrument(self.settle()).await?;
-        self.written(to);
-        Ok(())
-    }
-
-    /// Stores a prepared checkpoint beside the one in force.
-    pub(super) async fn prepare(&self, at: &Position, state: bytes::Bytes) -> Result<(), CheckpointError> {
-        self.check_range(at)?;
-        let to = Checkpoint::At(at.clone());
-        self.persist(|tenure| tenure.prepare(to.clone(), Some(state.clone()))).await?;
-        self.renewed();
-        Ok(())
-    }
-
-    /// Puts a prepared checkpoint into force, also when it is the one in force already.
-    pub(super) async fn commit(&self, at: &Position) -> Result<(), CheckpointError> {
-        self.check_range(at)?;
-        self.ack_through(at);
-        let to = Checkpoint::At(at.clone());
-        self.persist(|tenure| tenure.checkpoint(to.clone())).instrument(self.settle()).await?;
-        self.written(to);
-        Ok(())
-    }
-
-    fn check_range(&self, asked: &Position) -> Result<(), CheckpointError> {
-        if let Some(why) = self.held.why_lost() {
-            return Err(CheckpointError::LeaseLost(why));
-        }
-        let state = self.state();
-        let (least, most) = (state.stored.position().cloned(), state.watermark.last_delivered().cloned());
-        let within = least.as_ref() <= Some(asked) && Some(asked) <= most.as_ref();
-        if within { Ok(()) } else { Err(CheckpointError::OutOfRange { asked: asked.clone(), least, most }) }
-    }
-
-    /// Tries a write for a while; throttling and time-outs are worth it.
-    pub(super) async fn persist(
-        &self,
-        make: impl Fn(&Tenure) -> Result<LeaseWrite, CheckpointGoesBack> + Send + Sync,
-    ) -> Result<(), CheckpointError> {
-        self.persist_until(clock::now() + PATIENCE, make).await
-    }
-
-    /// Tries a write until then, or until the lease is lost.
-    async fn persist_until(
-        &self,
-        until: Instant,
-        make: impl Fn(&Tenure) -> Result<LeaseWrite, CheckpointGoesBack> + Send + Sync,
-    ) -> Result<(), CheckpointError> {
-        let mut delay = Duration::from_millis(50);
-        loop {
-            match self.held.write(&make).await {
-                Ok(()) => return Ok(()),
-                Err(WriteError::Lost(why)) => return Err(CheckpointError::LeaseLost(why)),
-                Err(WriteError::GoesBack(error)) => return Err(CheckpointError::Unavailable(error.into())),
-                Err(WriteError::Unavailable(error)) if clock::now() + delay >= until => {
-                    return Err(CheckpointError::Unavailable(error.into()));
-                }
-                Err(WriteError::Unavailable(_)) => clock::sleep(delay).await,
-            }
-            delay = (delay * 2).min(Duration::from_secs(1));
-        }
-    }
-
-    /// Until when giving the lease up is worth trying: the end of the drain, once there is one, and a moment
-    /// after it.
-    fn give_up_until(&self) -> Instant {
-        let least = clock::now() + PATIENCE / 2;
-        self.drain_until.get().map_or_else(|| clock::now() + PATIENCE, |until| *until.max(&least))
-    }
-
-    /// Whether the lease stays with this worker when it is given up now: only at the worker's own stop.
-    pub(super) fn is_kept(&self) -> bool {
-        let is_for_others = self.held.is_asked() || self.is_for_others.load(Ordering::Acquire);
-        self.terms.keep_on_drain && self.is_draining() && !is_for_others
-    }
-
-    /// Ends the holding at the watermark, as the worker's configuration says: the lease is given up, or stays
-    /// in our name and is marked as left. One that was asked for is handed over. The holding ends in any case.
-    pub(super) async fn give_up(&self) -> Result<(), CheckpointError> {
-        let (to, kept) = (self.unwritten(), self.is_kept());
-        let span = if to.is_some() { self.settle() } else { Span::none() };
-        let result = self
-            .persist_until(self.give_up_until(), |tenure| {
-                // The watermark may have been written meanwhile by a write in doubt.
-                let last = to.clone().filter(|to| *to > tenure.row().checkpoint);
-                if kept { tenure.leave(last) } else { tenure.release(last) }
-            })
-            .instrument(span)
-            .await;
-        if let (Ok(()), Some(to)) = (&result, to) {
-            self.written(to);
-        }
-        self.held.lose(LeaseLost::Released);
-        result
-    }
-
     pub(super) fn set_finished(&self) {
         self.state().finished = true;
     }
@@ -567,11 +404,6 @@ impl ShardLink {
             settled.await;
         }
     }
-}
-
-/// The write that moves the checkpoint to `to`, or only renews if the row is there already.
-fn forward(tenure: &Tenure, to: &Checkpoint) -> Result<LeaseWrite, CheckpointGoesBack> {
-    if *to <= tenure.row().checkpoint { Ok(tenure.renewal()) } else { tenure.checkpoint(to.clone()) }
 }
 
 #[cfg(test)]

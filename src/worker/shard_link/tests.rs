@@ -1,6 +1,7 @@
 use super::*;
 use crate::{
     core::testdata::{Row, Section, sections},
+    error::CheckpointError,
     io::memory::MemoryLeaseStore,
     worker::{held_lease::Taker, processor::EndOfShard, shard::End},
 };
