@@ -429,3 +429,29 @@ async fn a_lease_that_was_asked_for_and_is_claimed_by_a_namesake_is_not_taken_fo
     assert!(world.table.rows().contains(&claimed), "{:?}", world.table.rows());
     drop(worker);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_row_of_another_stream_in_the_place_of_one_of_ours_makes_no_look_come_sooner() {
+    for fresh in [false, true] {
+        let world = World::shards(2);
+        let worker = run(world.worker("a").build(world.probe()).expect("valid"));
+        until("claims", || world.owners() == ["a", "a"]).await;
+        let in_a_minute = async |op| {
+            let before = world.faults.calls(op);
+            tokio::time::sleep(60 * SECOND).await;
+            world.faults.calls(op) - before
+        };
+        let usual = in_a_minute(Op::ListLeases).await;
+        // One row, or all.
+        for row in world.table.rows().into_iter().skip(usize::from(!fresh)) {
+            let another = "arn:aws:kinesis:eu-west-1:123456789012:stream/another:1700000000";
+            let stream = Some(another.into());
+            world.table.put_row(Lease { stream, ..Lease::new(&row.key.shard(), Checkpoint::TrimHorizon) });
+        }
+        tokio::time::sleep(60 * SECOND).await;
+        let looks = in_a_minute(Op::ListLeases).await;
+        assert!(looks <= usual * 5 / 4, "{looks} looks in a minute, and {usual} before");
+        assert_eq!(in_a_minute(Op::CreateLease).await, 0, "no row can be made");
+        worker.crash().await;
+    }
+}

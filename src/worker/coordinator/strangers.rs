@@ -29,8 +29,8 @@ pub(super) struct Strangers {
     namesake_looks: BTreeMap<Option<u64>, u32>,
     /// Leases of workers that do not know heartbeats; only if we have one.
     foreign: BTreeMap<LeaseKey, Foreign>,
-    /// Rows of other streams were seen, and told of.
-    other_streams: bool,
+    /// The rows of other streams that the last look showed. They have been told of.
+    other_streams: BTreeSet<LeaseKey>,
 }
 
 /// A lease of a worker that does not know heartbeats, as it seems.
@@ -102,12 +102,18 @@ impl Coordinator {
     /// Tells of rows of other streams, once for as long as there are any. Where one has the key of a shard of
     /// ours, nobody can read that shard.
     pub(super) fn tell_foreign(&mut self, rows: &Rows) {
-        let mut foreign = rows.leases.iter().filter(|lease| is_foreign(lease, &self.identity)).peekable();
-        let told = std::mem::replace(&mut self.strangers.other_streams, foreign.peek().is_some());
-        if let Some(lease) = foreign.next().filter(|_| !told) {
-            let count = foreign.count() + 1;
+        let foreign = || rows.leases.iter().filter(|lease| is_foreign(lease, &self.identity));
+        let keys: BTreeSet<LeaseKey> = foreign().map(|lease| lease.key.clone()).collect();
+        let count = keys.len();
+        let told = !std::mem::replace(&mut self.strangers.other_streams, keys).is_empty();
+        if let Some(lease) = foreign().next().filter(|_| !told) {
             warn!(lease = %lease.key, stream = lease.stream.as_deref(), count, "rows of other streams in the lease table are left alone; use one application name for each stream");
         }
+    }
+
+    /// Whether the row with this key is another stream's: it can neither be made nor read.
+    pub(super) fn is_anothers(&self, key: &LeaseKey) -> bool {
+        self.strangers.other_streams.contains(key)
     }
 
     pub(super) fn look_for_strangers(&mut self) -> Result<(), WorkerError> {

@@ -64,7 +64,7 @@ impl Coordinator {
             self.list_after = clock::now() + SEARCH_INTERVAL.mul_f64(self.parts.rng.random_range(0.8..1.0));
         }
         let leases: Vec<Lease> = self.view.leases().cloned().collect();
-        let missing = match self.missing(&leases, fresh || suspicious).await {
+        let mut missing = match self.missing(&leases, fresh || suspicious).await {
             Ok(missing) => {
                 let to_make: BTreeSet<ShardId> = missing.iter().map(|lease| lease.key.shard()).collect();
                 self.settled_parents.extend(orphaned.difference(&to_make).cloned());
@@ -83,6 +83,8 @@ impl Coordinator {
                 return Ok(false);
             }
         };
+        // Under these no row can be made. Nobody was faster: to look again soon would show the same.
+        missing.retain(|lease| !self.is_anothers(&lease.key));
         if at_once && !missing.is_empty() {
             info!(leases = missing.len(), "shards found");
             // Their children may be there already.
