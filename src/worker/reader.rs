@@ -334,16 +334,19 @@ impl<R: Rng> Reader<R> {
     /// always allowed, only reading ahead has to be paid for.
     async fn afford(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         let units = u32::try_from(bytes.div_ceil(BUDGET_UNIT)).unwrap_or(u32::MAX);
-        loop {
+        let began = clock::now();
+        let permit = loop {
             if self.link.is_hungry() {
-                return self.memory.clone().try_acquire_many_owned(units).ok();
+                break self.memory.clone().try_acquire_many_owned(units).ok();
             }
             select! {
                 biased;
                 () = self.link.hungry.notified() => {}
-                permit = self.memory.clone().acquire_many_owned(units) => return permit.ok(),
+                permit = self.memory.clone().acquire_many_owned(units) => break permit.ok(),
             }
-        }
+        };
+        self.link.reads_waited(clock::now().saturating_duration_since(began));
+        permit
     }
 
     /// The leases to make before those of the children: of other parents that have none yet. Asks until it is

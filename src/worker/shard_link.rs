@@ -99,7 +99,7 @@ struct State {
     write_after: Instant,
     progress: Progress,
     reader: Doing,
-    /// Since when every read has failed.
+    /// Since when every read has failed, without the time in which none was tried.
     reads_failing: Option<Instant>,
     finished: bool,
 }
@@ -249,6 +249,12 @@ impl ShardLink {
         }
     }
 
+    /// For so long no read was tried: that none succeeded says nothing.
+    pub(super) fn reads_waited(&self, time: Duration) {
+        let failing = &mut self.state().reads_failing;
+        *failing = failing.map(|since| since + time);
+    }
+
     /// What there is to judge the health of the shard by.
     pub(super) fn signs(&self) -> ShardSigns {
         let state = self.state();
@@ -262,7 +268,8 @@ impl ShardLink {
             reader: state.reader,
             work,
             retrying: state.progress.is_paused(),
-            reads_failing: state.reads_failing,
+            // A reader that waits for memory tries none.
+            reads_failing: state.reads_failing.filter(|_| state.reader != Doing::Idle),
         }
     }
 

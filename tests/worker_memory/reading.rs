@@ -4,13 +4,14 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
     },
 };
 
 use async_trait::async_trait;
 use kinesis_consumer::{
-    Batch, Config, Shard, ShardId, Verdict,
+    Batch, Config, Shard, ShardContext, ShardId, Verdict,
+    health::Reason,
     io::{
         Page, RecordSource, ShardFilter, ShardIterator, SourceError, StartFrom, StreamDescription,
         faulty::{Fault, Op},
@@ -275,4 +276,59 @@ async fn a_read_that_takes_too_long_is_made_smaller_until_it_succeeds() {
         assert_eq!(world.trace.records(0).len(), 50, "no more than {most} at a time");
         worker.stop().await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_waits_for_memory_after_a_failed_read_is_not_failing() {
+    let (world, fails, works) =
+        (World::shards(3), Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(true)));
+    let (refused, tries) = (world.shard(1), Arc::new(AtomicU32::new(0)));
+    let refuse = {
+        let (fails, tries) = (fails.clone(), tries.clone());
+        move |shard: &ShardId, _| {
+            let refused = *shard == refused && fails.load(Relaxed);
+            refused.then(|| {
+                tries.fetch_add(1, Relaxed);
+                SourceError::Unavailable { operation: "read records", source: "timed out".into() }
+            })
+        }
+    };
+    let busy = world.probe_with({
+        let works = works.clone();
+        move |_, context: ShardContext| {
+            let works = works.clone();
+            async move {
+                while works.load(Relaxed) {
+                    tokio::time::sleep(SECOND).await;
+                    context.progress();
+                }
+                Ok(Verdict::Done)
+            }
+        }
+    });
+    world.put(1, ["small"]);
+    let config = Config { memory_budget: 10 << 20, max_records: 3, ..config() };
+    let source = Refusing { inner: world.stream.clone(), refuse };
+    let worker = run(world.worker_with("a", config).source(Arc::new(source)).build(busy).expect("valid"));
+    world.trace.wait_for(1, "batch small").await;
+    fails.store(true, Relaxed);
+    until("a failed read", || tries.load(Relaxed) > 0).await;
+    // The batches of two shards, and what is read ahead of one, leave too little for the other, which waits first.
+    let megabyte = "x".repeat(1 << 20);
+    for shard in [0, 2] {
+        world.put(shard, vec![megabyte.clone(); 12]);
+    }
+    tokio::time::sleep(30 * SECOND).await;
+    let before = tries.load(Relaxed);
+    for _ in 0..60 {
+        let health = worker.handle.health();
+        assert!(health.ready && health.reason == Reason::Working, "{health:?}");
+        tokio::time::sleep(SECOND).await;
+    }
+    assert_eq!(tries.load(Relaxed), before, "it waits");
+    works.store(false, Relaxed);
+    until("fails again", || worker.handle.health().reason == Reason::ReadsFailing).await;
+    assert!(tries.load(Relaxed) > before && worker.handle.health().ready, "not for long yet");
+    until("fails for long", || !worker.handle.health().ready).await;
+    worker.crash().await;
 }
