@@ -91,20 +91,17 @@ pub(super) async fn check(
 /// The rows of the table, which may be read and written.
 async fn rows_of(store: &dyn LeaseStore, until: Instant, rng: &mut impl Rng) -> Result<Rows, WorkerError> {
     let rows = patiently(until, rng, "read the lease table", || store.scan()).await?;
-    patiently(until, rng, "write the lease table", || probe(store, rows.leases.is_empty())).await?;
+    patiently(until, rng, "write the lease table", || probe(store)).await?;
     Ok(rows)
 }
 
 /// Tries every call that the work needs, in a way that changes nothing, so that a refused permission is
-/// found now and not when the first lease moves. Rows are made and claimed at once where there are none.
-async fn probe(store: &dyn LeaseStore, is_empty: bool) -> Result<(), LeaseError> {
+/// found now: not when the first lease moves, nor when some of those claimed at one time are ours already.
+async fn probe(store: &dyn LeaseStore) -> Result<(), LeaseError> {
     // There is no such row.
     let doomed = Lease::new(&"kinesis-consumer-permission-check".into(), Checkpoint::TrimHorizon);
     store.get(&doomed.key).await?;
     store.delete(&doomed).await?;
-    if is_empty {
-        return Ok(());
-    }
     store.may_create(&doomed.key).await?;
     match store.write(&doomed.claim(&"nobody".into())).await {
         Ok(()) | Err(LeaseError::Conflict(_)) => Ok(()),

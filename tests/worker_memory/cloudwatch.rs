@@ -394,6 +394,8 @@ async fn every_metric_on_the_list_is_published_by_workers_to_which_everything_ha
         };
         world.put(0, ["fails once"]);
         world.put(1, ["slow"]);
+        // After the trial at the start.
+        world.faults.next(Op::WriteLease, 1, Fault::Delay(Duration::ZERO));
         world.faults.next(Op::WriteLease, 1, Fault::Unavailable);
         let (first, of_first) = start("a");
         until("a claim that failed", || of_first.sum(Metric::UntakenLeases) > 0.0).await;

@@ -1,5 +1,7 @@
 //! Where an application begins, and what a start refuses.
 
+use std::time::Duration;
+
 use kinesis_consumer::{
     Checkpoint, Config, InitialPosition, Lease, LeaseTable, Record, WorkerError,
     io::{
@@ -109,6 +111,8 @@ async fn a_row_that_another_worker_made_first_is_claimed_as_it_is() {
     let (fast, slow) = (Faults::new(3), Faults::new(4));
     // Both find an empty table. The first makes the row, and hangs before it claims it; the second pins a
     // time two seconds later, and finds the row there when it makes its own.
+    // After the trial.
+    fast.next(Op::WriteLease, 1, Fault::Delay(Duration::ZERO));
     fast.next(Op::WriteLease, 1, Fault::Delay(3600 * SECOND));
     let first = run(world.cut_off_by(&fast, "a", latest()).build(world.probe()).expect("valid"));
     until("a row", || !world.table.rows().is_empty()).await;
@@ -306,11 +310,12 @@ async fn a_refused_permission_ends_the_start_with_the_name_of_what_was_refused()
             assert!(world.table.open(false).await.is_err(), "{op:?}: no table before the stream was checked");
         }
     }
-    for op in [Op::CreateLease, Op::WriteLease] {
-        let world = World::shards(1);
+    for op in [Op::GetLease, Op::DeleteLease, Op::CreateLease, Op::WriteLease] {
+        let world = World::shards(4);
         world.faults.next(op, 1, Fault::Denied);
         let worker = run(world.worker("a").build(world.probe()).expect("valid"));
         assert!(matches!(worker.end().await, Err(WorkerError::Denied { .. })), "{op:?}");
+        assert!(world.table.rows().is_empty(), "{op:?}: nothing is left behind that has to expire");
     }
 }
 
