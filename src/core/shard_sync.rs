@@ -136,16 +136,30 @@ fn is_untouched(lease: &Lease) -> bool {
 /// Such a shard is listed, has no row, and has a child whose lease nobody has claimed and none whose lease
 /// anybody has: after the end of a shard its row stays until all children have begun. A finished shard whose
 /// row was removed meanwhile cannot be told from it, and is read again; so are its parents, unless `claimed`
-/// says that it had been claimed itself.
+/// says that it had been claimed itself. Where `heirs` wait, whatever is above a lease that has begun, however
+/// far, was finished before. Read again, such a shard would bring back all that is below it, the other parents
+/// of that, and what is above those: without end, once some are done while others begin.
 fn removed_parents(
     listed: &[Shard],
     leases: &[Lease],
     begin: Begin,
+    heirs: Heirs,
     claimed: impl Fn(&ShardId) -> bool,
 ) -> Vec<Lease> {
     let absent = absent_parents(leases.iter());
+    if absent.is_empty() {
+        return Vec::new();
+    }
     let begun = leases.iter().filter(|lease| !is_untouched(lease));
-    let begun: BTreeSet<&ShardId> = begun.flat_map(|lease| &lease.parents).collect();
+    let mut begun: BTreeSet<&ShardId> = begun.flat_map(|lease| &lease.parents).collect();
+    if heirs == Heirs::Wait {
+        let above: BTreeMap<&ShardId, &Shard> = listed.iter().map(|shard| (&shard.id, shard)).collect();
+        let mut found: Vec<&ShardId> = begun.iter().copied().collect();
+        while let Some(shard) = found.pop() {
+            let parents = above.get(shard).into_iter().flat_map(|shard| &shard.parents);
+            found.extend(parents.filter(|parent| begun.insert(parent)));
+        }
+    }
     let removed = in_order(listed).filter(|shard| absent.contains(&shard.id) && !begun.contains(&shard.id));
     let lease =
         |shard: &Shard| Lease { counter: u64::from(claimed(&shard.id)), ..begin.later().lease(shard) };
@@ -162,7 +176,7 @@ pub(crate) fn to_make(
     claimed: impl Fn(&ShardId) -> bool,
 ) -> Vec<Lease> {
     let missing = if holes { missing(listed, leases, begin, is_fresh(leases)) } else { Vec::new() };
-    with_removed_parents(listed, leases, missing, begin, claimed)
+    with_removed_parents(listed, leases, missing, begin, Heirs::Wait, claimed)
 }
 
 /// The same for workers that do not wait for parents.
@@ -172,7 +186,8 @@ pub(crate) fn to_make_at_once(
     begin: Begin,
     claimed: impl Fn(&ShardId) -> bool,
 ) -> Vec<Lease> {
-    with_removed_parents(listed, leases, missing_at_once(listed, leases, begin), begin, claimed)
+    let missing = missing_at_once(listed, leases, begin);
+    with_removed_parents(listed, leases, missing, begin, Heirs::Begin, claimed)
 }
 
 fn with_removed_parents(
@@ -180,12 +195,13 @@ fn with_removed_parents(
     leases: &[Lease],
     missing: Vec<Lease>,
     begin: Begin,
+    heirs: Heirs,
     claimed: impl Fn(&ShardId) -> bool,
 ) -> Vec<Lease> {
     let mut all = leases.to_vec();
     all.extend(missing);
     loop {
-        let removed = removed_parents(listed, &all, begin, &claimed);
+        let removed = removed_parents(listed, &all, begin, heirs, &claimed);
         if removed.is_empty() {
             break;
         }
@@ -564,20 +580,49 @@ mod tests {
             let case = format!("{rows:?}");
             let (listed, leases) = merged(rows);
             for begin in [TRIM_HORIZON, LATEST] {
-                let made = removed_parents(&listed, &leases, begin, |_| false);
+                let made = removed_parents(&listed, &leases, begin, Heirs::Wait, |_| false);
                 assert_eq!(numbers(&made), expected, "{case}");
                 assert!(made.iter().all(|lease| lease.counter == 0), "{case}");
-                let claimed = removed_parents(&listed, &leases, begin, |shard| *shard == id("1"));
+                let claimed =
+                    removed_parents(&listed, &leases, begin, Heirs::Wait, |shard| *shard == id("1"));
                 let counter = |lease: &Lease| u64::from(lease.key.as_str() == "shardId-1");
                 assert!(claimed.iter().all(|lease| lease.counter == counter(lease)), "{case}");
                 assert!(made.iter().all(|lease| lease.checkpoint == Checkpoint::TrimHorizon));
             }
             assert_eq!(
-                numbers(&removed_parents(&listed[2..], &leases, TRIM_HORIZON, |_| false)),
+                numbers(&removed_parents(&listed[2..], &leases, TRIM_HORIZON, Heirs::Wait, |_| false)),
                 "",
                 "not listed: {case}"
             );
         }
+    }
+
+    #[test]
+    fn what_is_above_a_shard_that_has_begun_was_finished_and_gets_no_lease_again() {
+        // 0 was split into 1 and 2, and 2 into 3 and 4; 1 and 3 were merged into 5.
+        let shard = |n: u32, parents: &[&str], last: &str| {
+            let (first, parents) = ((n * 10).to_string(), parents.join(" "));
+            shard(&[&n.to_string(), &parents, "0-MAX", &format!("{first}-{last}")])
+        };
+        let listed = [
+            shard(0, &[], "9"),
+            shard(1, &["0"], "19"),
+            shard(2, &["0"], "29"),
+            shard(3, &["2"], "39"),
+            shard(4, &["2"], ""),
+            shard(5, &["1", "3"], ""),
+        ];
+        let begun = Checkpoint::At("51".parse().map(crate::core::shard::Position::at).expect("digits"));
+        // The row of 4 was removed, and made again.
+        for (five, expected) in [(Checkpoint::TrimHorizon, "0 1 2 3"), (begun, "")] {
+            let five = Lease { checkpoint: five, ..TRIM_HORIZON.lease(&listed[5]) };
+            let leases = [five, TRIM_HORIZON.lease(&listed[4])];
+            assert_eq!(numbers(&to_make(&listed, &leases, TRIM_HORIZON, false, |_| false)), expected);
+        }
+        // Children that do not wait for their parents say nothing of those above.
+        let leases = [Lease { counter: 1, ..TRIM_HORIZON.lease(&listed[5]) }, TRIM_HORIZON.lease(&listed[4])];
+        let at_once = to_make_at_once(&listed, &leases, TRIM_HORIZON, |_| false);
+        assert_eq!(numbers(&at_once), "0 2");
     }
 
     #[test]

@@ -14,8 +14,9 @@ use super::{
     fleet::{Life, Setup, World},
     line::Quality,
     processor::Temper,
+    run::play,
     scenarios::{SECOND, is_clean, owned, reads_everything, settled},
-    script::Beats,
+    script::{Beats, Script, Step},
 };
 
 fn id(n: u64) -> ShardId {
@@ -29,6 +30,7 @@ fn checkpoint(world: &World, n: u64) -> Option<Checkpoint> {
 
 in_both_modes!(
     the_row_of_an_unfinished_parent_is_made_again_before_its_child_begins,
+    a_row_removed_below_a_long_line_of_splits_and_merges_is_read_again_and_that_comes_to_an_end,
     a_checkpoint_set_back_by_hand_is_read_from_although_no_look_has_shown_it,
     of_two_processes_of_one_id_that_start_together_one_stays_and_none_disturbs_the_other,
     a_process_whose_namesake_took_over_never_takes_the_namesakes_writes_for_its_own,
@@ -60,6 +62,20 @@ async fn the_row_of_an_unfinished_parent_is_made_again_before_its_child_begins()
         world.advance(Duration::from_millis(170 * at)).await;
         (0..2).for_each(|no| world.temper(no, Temper::default()));
         reads_everything(&mut world, 10 * SECOND).await;
+    }
+}
+
+/// F17: the row of one of two open shards is deleted, whose ancestors are those of the other too.
+async fn a_row_removed_below_a_long_line_of_splits_and_merges_is_read_again_and_that_comes_to_an_end() {
+    for at in 0..12 {
+        let setup = Setup::new(640 + at, 6);
+        let config = Config { failover_time: 3 * SECOND, ..setup.config };
+        let steps = [Step::Halve, Step::Merge(22), Step::Double, Step::Halve, Step::DeleteRow(at as usize)];
+        let steps = [15_000, 18_000, 21_000, 32_000, 48_000].into_iter().zip(steps).collect();
+        let setup = Setup { config, ..setup };
+        let script = Script { setup, workers: 4, rate: (5, 300), length: 55_000, steps };
+        let outcome = play(&script, true, |_| ()).await;
+        assert!(outcome.violations.is_empty(), "{at} {}", outcome.violations.join("\n"));
     }
 }
 
