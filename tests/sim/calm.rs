@@ -7,7 +7,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use kinesis_consumer::{OwnerChange, ShardId};
+use kinesis_consumer::{Balance, OwnerChange, ShardId};
 use tokio::time::Instant;
 
 use super::{processor::Seat, rules::State};
@@ -65,11 +65,26 @@ impl State {
         let distinct: BTreeSet<&str> = names.iter().copied().collect();
         self.moves_between.warranted += usize::from(distinct.len() < names.len());
         let Moves { warranted, made } = self.moves_between;
-        if made > warranted + MORE_MOVES {
+        // What shards bring changes, and leases follow it: each is held to a limit of its own.
+        if made > warranted + MORE_MOVES && self.rules.balance == Balance::Count {
             self.violate(
                 who,
                 format!("moves {shard}: {made} moves between living workers, {warranted} are warranted"),
             );
+        }
+    }
+
+    /// A worker takes a lease that another held, left or died with: not before that one had the time to come back.
+    pub(super) fn takes_in_time(&mut self, seat: &Seat, shard: &ShardId, from: usize) {
+        let name = &self.instances[from].name;
+        let Some(tenure) = self.tenures.get(&(from, shard.clone())).filter(|_| *name != seat.name) else {
+            return;
+        };
+        let free_at = self.valid_until(tenure) + self.rules.rejoin_grace;
+        if Instant::now() < free_at {
+            let early = free_at - Instant::now();
+            let why = format!("took {shard} {early:?} before {name} had the time to come back");
+            self.violate(&seat.name, why);
         }
     }
 

@@ -4,7 +4,8 @@
 use std::{sync::Arc, time::Duration};
 
 use kinesis_consumer::{
-    Checkpoint, Claimant, Incarnation, Lease, LeaseWrite, Position, ShardId, Tenure, WorkerRow,
+    Balance, Checkpoint, ClaimReason, Claimant, Incarnation, Lease, LeaseWrite, Position, ShardId, Tenure,
+    WorkerRow,
 };
 use tokio::time::Instant;
 
@@ -28,17 +29,23 @@ struct Feed {
 
 impl Feed {
     fn new() -> Self {
+        Self::under(Balance::Count, Duration::ZERO)
+    }
+
+    fn under(balance: Balance, rejoin_grace: Duration) -> Self {
         let rules = Rules {
             failover_time: 2 * SECOND,
             parents_first: true,
-            max_leases: 1,
             max_steals: 1,
+            rejoin_grace,
+            balance,
             health_max_age: 10 * SECOND,
             stall_timeout: 30 * SECOND,
             from_start: true,
         };
         let observer = Arc::new(Observer::new(rules, true));
         let [a, b] = ["a", "b"].map(|name| Seat::new(name, &observer, Temper::default(), 1));
+        (0..2).for_each(|no| observer.may_hold(no, Some(1)));
         let shard = id(1);
         observer.shard_made(&shard, &[].into());
         (1..=RECORDS).for_each(|n| observer.put(&shard, 0, n, 0));
@@ -184,6 +191,45 @@ async fn claims_from_the_living_beyond_the_limit_and_in_anothers_name_are_caught
         },
         "for b",
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn by_throughput_a_lease_that_two_workers_trade_is_caught_by_its_third_move() {
+    let feed = Feed::under(Balance::Throughput, Duration::ZERO);
+    let own = [(&feed.a, id(2)), (&feed.b, id(3))].map(|(seat, shard)| {
+        let row = Lease::new(&shard, Checkpoint::TrimHorizon);
+        feed.observer.created(seat, &row);
+        feed.claims(seat, &row);
+        feed.observer.taken(seat, &shard, &ClaimReason::Free);
+        seat
+    });
+    let mut row = feed.claims(&feed.a, &feed.row).row().clone();
+    for thief in [&feed.b, &feed.a, &feed.b, &feed.a] {
+        feed.is_silent();
+        tokio::time::advance(SECOND / 10).await;
+        for seat in own {
+            feed.observer.looks(seat);
+            feed.observer.serves_look(seat);
+            feed.observer.saw(seat);
+        }
+        tokio::time::advance(SECOND / 10).await;
+        row = feed.claims(thief, &row).row().clone();
+    }
+    feed.says("takes shardId-000000000001, which has moved 3 times before its eyes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_takes_a_lease_before_its_holder_had_the_time_to_come_back_is_caught() {
+    let at = |millis| async move {
+        let feed = Feed::under(Balance::Count, 3 * SECOND);
+        let row = feed.claims(&feed.a, &feed.row).row().clone();
+        tokio::time::advance(Duration::from_millis(millis)).await;
+        feed.claims(&feed.b, &row);
+        feed
+    };
+    // Two seconds until it expires, and three more.
+    at(4999).await.says("took shardId-000000000001 1ms before a had the time to come back");
+    at(5000).await.is_silent();
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,10 +2,13 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use kinesis_consumer::{Checkpoint, InitialPosition, OnShutdown, Shard, ShardOrder, io::memory::Limits};
+use kinesis_consumer::{
+    Balance, Checkpoint, InitialPosition, OnShutdown, Shard, ShardOrder, io::memory::Limits,
+};
 use tokio::time::Instant;
 
 use super::{
+    by_throughput::better_move,
     faces::Face,
     fleet::{Life, World},
     observer::Calls,
@@ -20,9 +23,7 @@ impl Player {
         let world = &mut self.world;
         world.heal();
         self.due.clear();
-        let most = script.setup.config.max_leases_for_worker.unwrap_or(usize::MAX);
-        let needed = world.observer.unended().div_ceil(most).max(1);
-        self.needed = needed;
+        self.needed = world.observer.unended();
         self.fill_up();
         self.world.put_into_each();
         let ended = Instant::now();
@@ -79,6 +80,7 @@ impl Player {
         let avoided = script.steps.iter().any(|(_, step)| matches!(step, Step::Temper { .. }));
         let steps = Duration::from_secs(10) + config.stall_timeout * u32::from(avoided);
         4 * config.failover_time
+            + config.rejoin_grace
             + steps
             + Duration::from_secs(if avoided { 70 } else { 0 })
             + generations * (3 * config.idle_time_between_reads + config.failover_time)
@@ -126,11 +128,15 @@ impl Player {
     /// A process that ended because another has its id leaves the fleet too small for its limits; so do shards
     /// that are read again because a row below them was deleted.
     fn fill_up(&mut self) {
-        if let Some(most) = self.world.setup.config.max_leases_for_worker {
-            let open = self.world.table.rows().iter().filter(|row| !row.is_finished()).count();
-            self.needed = self.needed.max(open.div_ceil(most));
-        }
-        while self.world.running().len() < self.needed {
+        let open = self.world.table.rows().iter().filter(|row| !row.is_finished()).count();
+        self.needed = self.needed.max(open);
+        let most = |world: &World, no| world.setup.max_leases_of(no).unwrap_or(usize::MAX);
+        loop {
+            let running = self.world.running().into_iter();
+            let room = running.map(|no| most(&self.world, no)).fold(0, usize::saturating_add);
+            if room >= self.needed.max(1) {
+                break;
+            }
             self.start_worker(None);
         }
     }
@@ -218,9 +224,42 @@ impl Player {
 
     fn is_even(&self) -> bool {
         let loads = self.loads();
-        let (least, most) = (loads.values().min(), loads.values().max());
-        let even = most.zip(least).is_none_or(|(most, least)| most - least <= 1);
+        let even = match self.world.setup.config.balance {
+            Balance::Count => self.is_even_by_count(&loads),
+            Balance::Throughput => self.is_even_by_throughput(&loads),
+        };
         even && !loads.contains_key("nobody") && !self.world.observer.is_any_on_its_way()
+    }
+
+    /// How many more leases each worker may hold.
+    fn rooms(&self, loads: &BTreeMap<String, usize>) -> BTreeMap<String, usize> {
+        let running = self.world.running().into_iter();
+        let room = |no: usize| {
+            let name = self.world.instances[no].seat.name.clone();
+            let most = self.world.setup.max_leases_of(no).unwrap_or(usize::MAX);
+            let room = most.saturating_sub(loads.get(&name).copied().unwrap_or(0));
+            (name, room)
+        };
+        running.map(room).collect()
+    }
+
+    /// Nobody that has room holds two leases less than another, unless it has its share: that others have no room
+    /// for theirs nobody can know.
+    fn is_even_by_count(&self, loads: &BTreeMap<String, usize>) -> bool {
+        let share = loads.values().sum::<usize>().div_ceil(loads.len().max(1));
+        let most = loads.values().max().copied().unwrap_or(0);
+        let even = |(name, room): (&String, &usize)| {
+            let load = loads.get(name).copied().unwrap_or(0);
+            *room == 0 || load >= share || most <= load + 1
+        };
+        self.rooms(loads).iter().all(even)
+    }
+
+    fn is_even_by_throughput(&self, loads: &BTreeMap<String, usize>) -> bool {
+        let mut rows = self.world.table.rows();
+        rows.retain(|row| !row.is_finished());
+        let state = self.world.observer.lock();
+        better_move(&rows, &self.rooms(loads), |row| state.is_restless(&row.key.shard())).is_none()
     }
 
     fn check_budget(&self, script: &Script, window: Duration, before: &[Calls]) {

@@ -42,6 +42,8 @@ const KEYS: u32 = 40;
 pub(crate) struct Setup {
     pub(crate) seed: u64,
     pub(crate) config: Config,
+    /// The most leases of each worker, in turn; empty if the configuration says it for all.
+    pub(crate) unequal: Vec<usize>,
     pub(crate) beats: Beats,
     pub(crate) shards: usize,
     pub(crate) temper: Temper,
@@ -52,6 +54,8 @@ pub(crate) struct Setup {
     pub(crate) aggregated: u64,
     /// The size of a record in bytes; 0 for the least.
     pub(crate) payload: usize,
+    /// The share of the records that have one and the same key.
+    pub(crate) hot: f64,
     /// What each shard lets be read.
     pub(crate) limits: Limits,
     /// How many milliseconds a request takes at most, and so does its reply, where nothing is wrong.
@@ -74,6 +78,7 @@ impl Setup {
         Self {
             seed,
             config,
+            unequal: Vec::new(),
             beats: Beats::of_scenario(),
             shards,
             temper: Temper::default(),
@@ -81,8 +86,17 @@ impl Setup {
             faces: vec![Face::Processor],
             aggregated: 1,
             payload: 0,
+            hot: 0.0,
             limits: Limits::none(),
             latency: 0,
+        }
+    }
+
+    /// The most leases of the `no`th worker that starts.
+    pub(crate) fn max_leases_of(&self, no: usize) -> Option<usize> {
+        match self.unequal[..] {
+            [] => self.config.max_leases_for_worker,
+            ref most => Some(most[no % most.len()]),
         }
     }
 }
@@ -145,8 +159,9 @@ impl World {
         let rules = Rules {
             failover_time: setup.config.failover_time,
             parents_first: setup.config.shard_order == ShardOrder::ParentsFirst,
-            max_leases: setup.config.max_leases_for_worker.unwrap_or(usize::MAX),
             max_steals: setup.config.max_leases_to_steal_at_one_time.unwrap_or(usize::MAX),
+            rejoin_grace: setup.config.rejoin_grace,
+            balance: setup.config.balance,
             health_max_age: setup.config.health_max_age.expect("set, for the observer to know it"),
             stall_timeout: setup.config.stall_timeout,
             from_start: setup.config.initial_position == kinesis_consumer::InitialPosition::TrimHorizon,
@@ -222,6 +237,8 @@ impl World {
         let seat = Seat::new(name, observer, self.setup.temper, seed);
         let no = seat.no;
         let heartbeat = self.setup.beats.of_worker(no);
+        let max_leases_for_worker = self.setup.max_leases_of(no);
+        observer.may_hold(no, max_leases_for_worker);
         let (table_faults, stream_faults) = (Faults::new(seed ^ 1), Faults::new(seed ^ 2));
         let tap = Tap { inner: self.store.clone(), seat: seat.clone() };
         let faulty = FaultyLeaseStore::new(tap, table_faults.clone());
@@ -239,7 +256,12 @@ impl World {
             .lease_store(Arc::new(table))
             .seed(seed)
             .freezer(&seat.freezer)
-            .config(Config { worker_id: Some(name.into()), heartbeat, ..config.clone() });
+            .config(Config {
+                worker_id: Some(name.into()),
+                heartbeat,
+                max_leases_for_worker,
+                ..config.clone()
+            });
         let builder = match &self.metrics {
             Some(sink) => builder.metrics(sink.clone()),
             None => builder,
@@ -441,7 +463,8 @@ impl World {
     /// Puts `count` records with random partition keys.
     pub(crate) fn put(&mut self, count: usize) {
         for _ in 0..count {
-            let key = self.rng.random_range(0..KEYS);
+            let is_hot = self.setup.hot > 0.0 && self.rng.random_bool(self.setup.hot);
+            let key = if is_hot { 0 } else { self.rng.random_range(0..KEYS) };
             self.put_key(key);
         }
     }

@@ -148,7 +148,11 @@ impl<T: LeaseStore + Clone + 'static> LeaseStore for Line<T> {
 
     async fn scan(&self) -> Result<Rows, LeaseError> {
         self.observer().looks(&self.seat);
-        self.to_table("scan", None, |table| async move { table.scan().await }).await
+        let rows = self.to_table("scan", None, |table| async move { table.scan().await }).await;
+        if rows.is_ok() {
+            self.observer().saw(&self.seat);
+        }
+        rows
     }
 
     async fn get(&self, key: &LeaseKey) -> Result<Option<Lease>, LeaseError> {

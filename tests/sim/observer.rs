@@ -12,7 +12,8 @@ use std::{
 };
 
 use kinesis_consumer::{
-    Checkpoint, ClaimReason, HandOff, Lease, LeaseWrite, ShardId, WorkerRow, health::Health, io::Page,
+    Balance, Checkpoint, ClaimReason, HandOff, Lease, LeaseWrite, ShardId, WorkerRow, health::Health,
+    io::Page,
 };
 use tokio::time::Instant;
 
@@ -30,8 +31,9 @@ use super::{
 pub(crate) struct Rules {
     pub(crate) failover_time: Duration,
     pub(crate) parents_first: bool,
-    pub(crate) max_leases: usize,
     pub(crate) max_steals: usize,
+    pub(crate) rejoin_grace: Duration,
+    pub(crate) balance: Balance,
     pub(crate) health_max_age: Duration,
     pub(crate) stall_timeout: Duration,
     /// The application reads every shard from its beginning.
@@ -95,6 +97,7 @@ impl Observer {
             counts: Counts::default(),
             moves: Vec::new(),
             moves_between: Moves::default(),
+            holders: BTreeMap::new(),
             edited: false,
         }))
     }
@@ -130,6 +133,11 @@ impl Observer {
         state.instances.push(Instance { name: name.into(), ..Instance::default() });
         state.warrant_share();
         state.instances.len() - 1
+    }
+
+    /// The most leases that the instance may hold, if there is a limit.
+    pub(crate) fn may_hold(&self, no: usize, most: Option<usize>) {
+        self.lock().instances[no].max_leases = most;
     }
 
     /// From now on the instance must not do anything.
@@ -246,6 +254,16 @@ impl Observer {
         (instance.steals_since_look, instance.looked) = (0, Some(Instant::now()));
     }
 
+    /// A look at the table was served, but the answer has not come yet.
+    pub(crate) fn serves_look(&self, seat: &Seat) {
+        self.lock().instances[seat.no].served = Some(Instant::now());
+    }
+
+    /// The answer has come.
+    pub(crate) fn saw(&self, seat: &Seat) {
+        self.lock().saw(seat);
+    }
+
     pub(crate) fn created(&self, seat: &Seat, lease: &Lease) {
         let mut state = self.lock();
         state.counts.writes += 1;
@@ -257,6 +275,7 @@ impl Observer {
             state.pinned = Some(state.pinned.map_or(at, |pinned| pinned.min(at)));
         }
         state.removed.remove(&shard);
+        state.holders.remove(&shard);
         state.rows.insert(shard, RowLog { highest: lease.counter, ..RowLog::default() });
     }
 
@@ -280,6 +299,7 @@ impl Observer {
         }
         state.steals(seat, sent);
         let shard = request.key().shard();
+        state.takes_by_throughput(seat, sent, &shard);
         if let Some(no) = state.rows.get(&shard).and_then(|row| row.holder)
             && let Some(tenure) = state.tenures.get_mut(&(no, shard))
         {
@@ -328,7 +348,7 @@ impl Observer {
 
     pub(crate) fn processor_made(&self, seat: &Seat, shard: &ShardId) {
         let mut state = self.lock();
-        let max = state.rules.max_leases;
+        let max = state.instances[seat.no].max_leases.unwrap_or(usize::MAX);
         let processors = &mut state.instances[seat.no].processors;
         let count = processors.entry(shard.clone()).or_default();
         *count += 1;

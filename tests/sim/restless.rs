@@ -12,7 +12,7 @@ use tokio::{task::JoinSet, time::sleep};
 use super::{
     fleet::{Setup, World},
     sabotage::{Liar, Lie, SECOND, calm, said_of, says},
-    script::Script,
+    script::{Script, Step},
 };
 
 fn lied_to_by(lie: Lie) -> impl FnOnce(&mut World) {
@@ -45,6 +45,27 @@ async fn leases_that_somebody_frees_again_and_again_are_caught() {
         });
     };
     says(&said_of(&calm(), restless).await, "leases still move at rest");
+}
+
+/// One worker dies in the fifth second of a calm script.
+fn with_a_death(change: impl FnOnce(&mut Setup)) -> Script {
+    Script { workers: 3, steps: vec![(5000, Step::Crash { nth: 0, back: None })], ..with(&calm(), change) }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fleet_that_does_not_leave_those_who_come_back_their_time_is_caught() {
+    let grace = with_a_death(|setup| setup.config.rejoin_grace = 3 * SECOND);
+    assert_eq!(said_of(&grace, |_| ()).await, "");
+    let impatient = |world: &mut World| world.setup.config.rejoin_grace = Duration::ZERO;
+    says(&said_of(&grace, impatient).await, "before w1 had the time to come back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fleet_that_waits_for_longer_than_it_should_for_those_who_do_not_come_back_is_caught() {
+    let no_grace = with_a_death(|_| ());
+    assert_eq!(said_of(&no_grace, |_| ()).await, "");
+    let patient = |world: &mut World| world.setup.config.rejoin_grace = 60 * SECOND;
+    says(&said_of(&no_grace, patient).await, "s without faults: [(shardId-");
 }
 
 #[tokio::test(start_paused = true)]

@@ -11,6 +11,7 @@ use kinesis_consumer::{
 use tokio::time::Instant;
 
 use super::{
+    by_throughput::Holders,
     calm::{Moves, Span},
     health::Work,
     observer::{Counts, Rules},
@@ -40,6 +41,8 @@ pub(super) struct State {
     pub(super) counts: Counts,
     pub(super) moves: Vec<u64>,
     pub(super) moves_between: Moves,
+    /// Who had each lease last, and when it came to another.
+    pub(super) holders: BTreeMap<ShardId, Holders>,
     /// Somebody has changed a row by hand.
     pub(super) edited: bool,
 }
@@ -70,7 +73,7 @@ pub(super) struct Tenure {
     pub(super) heartbeat: Option<Incarnation>,
     /// The lease was given up, or the shard ended.
     pub(super) over: bool,
-    claimed_at: Instant,
+    pub(super) claimed_at: Instant,
     /// It begins with the shard, not at a checkpoint.
     fresh: bool,
     /// The last record before this holding; those of a start at a time may begin earlier.
@@ -93,11 +96,16 @@ pub(super) struct Tenure {
 pub(super) struct Instance {
     pub(super) name: String,
     pub(super) over: bool,
+    /// The most leases that it may hold, if there is a limit.
+    pub(super) max_leases: Option<usize>,
     pub(super) calls: BTreeMap<&'static str, u64>,
     pub(super) read_bytes: u64,
     pub(super) steals_since_look: usize,
     /// When it last looked at the table.
     pub(super) looked: Option<Instant>,
+    /// When the last look of it was served, and all that were answered, where that matters.
+    pub(super) served: Option<Instant>,
+    pub(super) looks: Vec<Instant>,
     pub(super) processors: BTreeMap<ShardId, usize>,
     pub(super) work: BTreeMap<ShardId, Work>,
     /// When it last woke up.
@@ -188,7 +196,7 @@ impl State {
     }
 
     /// Until when nobody may take a lease from its holder.
-    fn valid_until(&self, tenure: &Tenure) -> Instant {
+    pub(super) fn valid_until(&self, tenure: &Tenure) -> Instant {
         let pulse = tenure.heartbeat.as_ref().and_then(|heartbeat| self.pulses.get(heartbeat));
         pulse.map_or(tenure.valid_until, |until| tenure.valid_until.max(*until))
     }
@@ -239,6 +247,7 @@ impl State {
                 }
                 if matches!(change, OwnerChange::Transfer) {
                     self.moved_between(&seat.name, &shard);
+                    after.owner.iter().for_each(|to| self.comes_to(to.as_str(), &shard));
                 }
                 if let Some(tenure) = self.tenures.get_mut(&(seat.no, shard.clone())) {
                     tenure.valid_until = tenure.valid_until.max(valid_until);
@@ -269,6 +278,7 @@ impl State {
         }
         let row = self.rows.entry(shard.clone()).or_default();
         let (holder, edited, transferred) = (row.holder, row.edited, row.transferred);
+        let waits_for = holder.or(row.left_by).filter(|_| !edited && before.checkpoint_owner.is_none());
         *row = RowLog { highest: row.highest, holder: Some(seat.no), ..RowLog::default() };
         self.instances[seat.no].gives_up.remove(&shard);
         let took_alive = !edited
@@ -285,8 +295,12 @@ impl State {
             self.counts.stolen_alive += 1;
             if before.checkpoint_owner.is_none() {
                 self.steals(seat, valid_until - self.rules.failover_time);
+                self.takes_by_throughput(seat, valid_until - self.rules.failover_time, &shard);
             }
+        } else if let Some(no) = waits_for {
+            self.takes_in_time(seat, &shard, no);
         }
+        self.comes_to(&seat.name, &shard);
         let log = self.shards.entry(shard.clone()).or_default();
         let (base, exact) = match (&after.checkpoint, after.start_millis) {
             (Checkpoint::At(position), _) => (number(position), true),

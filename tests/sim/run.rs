@@ -80,7 +80,7 @@ pub(super) struct Player {
     /// By time and a running number.
     pub(super) due: BTreeMap<(u64, usize), Due>,
     names: usize,
-    /// The least number of workers that can hold all leases.
+    /// So many leases the workers must have room for.
     pub(super) needed: usize,
     pub(super) world: World,
 }

@@ -5,7 +5,7 @@
 use std::{cell::Cell, fmt, time::Duration};
 
 use kinesis_consumer::{
-    Config, Heartbeat, InitialPosition, OnShutdown, ShardOrder,
+    Balance, Config, Heartbeat, InitialPosition, OnShutdown, ShardOrder,
     io::{faulty::Fault, memory::Limits},
 };
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
@@ -129,6 +129,12 @@ impl fmt::Display for Script {
         if setup.limits != Limits::none() {
             writeln!(f, "reads are limited as by AWS")?;
         }
+        if !setup.unequal.is_empty() {
+            writeln!(f, "most leases of each worker, in turn: {:?}", setup.unequal)?;
+        }
+        if setup.hot > 0.0 {
+            writeln!(f, "{:.2} of the records have one key", setup.hot)?;
+        }
         writeln!(f, "{:?}\n{:?}", setup.config, setup.temper)?;
         for (at, step) in steps {
             writeln!(f, "{:>5}.{:03}  {step:?}", at / 1000, at % 1000)?;
@@ -235,8 +241,40 @@ impl Script {
         let limits = if apart.random_bool(0.4) { Limits::aws() } else { Limits::none() };
         // Large ones share their bytes, but not when they are packed.
         let large = aggregated == 1 && apart.random_bool(0.15);
-        let payload = if large { apart.random_range(16..=256) << 10 } else { 0 };
+        let mut payload = if large { apart.random_range(16..=256) << 10 } else { 0 };
+        let apart = &mut StdRng::seed_from_u64(seed ^ 0x96ace);
+        if apart.random_bool(0.25) {
+            let grace = apart.random_range(failover / 10..=3 * failover);
+            config.rejoin_grace = Duration::from_millis(grace);
+            if apart.random_bool(0.5) {
+                config.on_shutdown = OnShutdown::Keep;
+            }
+            let count = apart.random_range(1..=4);
+            let returns =
+                (0..count).map(|_| (apart.random_range(0..length), returns(failover + grace, apart)));
+            steps.extend(returns.collect::<Vec<_>>());
+            steps.sort_by_key(|(at, _)| *at);
+        }
+        let apart = &mut StdRng::seed_from_u64(seed ^ 0x3e164);
+        let mut hot = 0.0;
+        if apart.random_bool(0.2) {
+            config.balance = Balance::Throughput;
+            if apart.random_bool(0.5) {
+                hot = apart.random_range(0.1..0.8);
+            }
+            // Those of few bytes are all as good as idle.
+            if aggregated == 1 && payload == 0 && apart.random_bool(0.8) {
+                payload = apart.random_range(1..=32) << 10;
+            }
+        }
+        let apart = &mut StdRng::seed_from_u64(seed ^ 0x40_0e5);
+        let unequal = match apart.random_bool(0.15) {
+            true => (0..apart.random_range(2..=4)).map(|_| apart.random_range(1..=8)).collect(),
+            false => Vec::new(),
+        };
         let setup = Setup {
+            unequal,
+            hot,
             limits,
             payload,
             faces,
@@ -381,6 +419,16 @@ fn step(kind: Kind, failover: u64, rng: &mut StdRng) -> Step {
             7 => Step::EditRow(nth, Edit::Rewind),
             _ => Step::EditRow(nth, Edit::Counter),
         },
+    }
+}
+
+/// A worker that dies or stops, and comes back with its id before others take its leases, or after it.
+fn returns(time: u64, rng: &mut StdRng) -> Step {
+    let nth = rng.random_range(0..64);
+    let back = Some(Back { same_id: true, after_millis: rng.random_range(0..=2 * time) });
+    match rng.random_bool(0.5) {
+        true => Step::Crash { nth, back },
+        false => Step::Stop { nth, back },
     }
 }
 

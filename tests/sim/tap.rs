@@ -38,7 +38,9 @@ impl LeaseStore for Tap<dyn LeaseStore> {
     }
 
     async fn scan(&self) -> Result<Rows, LeaseError> {
-        self.inner.scan().await
+        let rows = self.inner.scan().await;
+        self.seat.observer.serves_look(&self.seat);
+        rows
     }
 
     async fn get(&self, key: &LeaseKey) -> Result<Option<Lease>, LeaseError> {
