@@ -57,15 +57,15 @@ impl LeaseView {
     /// deleted and made anew. Nothing changes for them before a consistent read [confirms](Self::confirm) it.
     pub(crate) fn observe(&mut self, leases: Vec<Lease>, now: Instant) -> Vec<LeaseKey> {
         let mut known = std::mem::take(&mut self.rows);
-        let mut doubtful = Vec::new();
+        let (mut rows, mut doubtful) = (Vec::with_capacity(leases.len()), Vec::new());
         for lease in leases {
             let (mut moved_at, mut asked_at) = (now, now);
             let mut last_holder = lease.holder().cloned();
             let mut moves = [None; 2];
-            if let Some(seen) = known.remove(&lease.key) {
+            if let Some(seen) = known.get(&lease.key) {
                 // A look may be stale and show an older counter again: that is no sign of life.
                 if seen.lease.counter > lease.counter && seen.lease.owner.is_some() {
-                    self.rows.insert(lease.key.clone(), seen);
+                    rows.extend(known.remove_entry(&lease.key));
                     doubtful.push(lease.key);
                     continue;
                 }
@@ -77,10 +77,12 @@ impl LeaseView {
                     asked_at = seen.asked_at;
                 }
                 moves = seen.moves_with(last_holder.as_ref(), now);
-                last_holder = last_holder.or(seen.last_holder);
+                last_holder = last_holder.or_else(|| seen.last_holder.clone());
             }
-            self.rows.insert(lease.key.clone(), Seen { lease, moved_at, asked_at, last_holder, moves });
+            rows.push((lease.key.clone(), Seen { lease, moved_at, asked_at, last_holder, moves }));
         }
+        // At once, which fills the nodes of the tree: rows that come one by one in order leave them half empty.
+        self.rows = rows.into_iter().collect();
         doubtful
     }
 
