@@ -28,7 +28,7 @@ pub(crate) struct CutOff {
 }
 
 impl CutOff {
-    /// Takes in the rows of one look.
+    /// Takes in the rows of one look, from the first on that is made while nothing can be read here.
     pub(crate) fn see<'a>(&mut self, leases: impl Iterator<Item = &'a Lease>, me: &WorkerId, now: Instant) {
         let before = std::mem::take(&mut self.peers);
         for lease in leases.filter(|lease| lease.holder().is_some_and(|holder| holder != me)) {

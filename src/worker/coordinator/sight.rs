@@ -38,7 +38,6 @@ impl Coordinator {
     /// Gives all leases up once it is proven that only this worker cannot read; they come back by the rules of
     /// every look once it can.
     pub(super) fn keep_in_sight(&mut self, now: Instant) {
-        self.sight.cut_off.see(self.view.leases(), &self.parts.me, now);
         while self.sight.withdrawals.try_join_next().is_some() {}
         if let Some(trials) = &mut self.sight.blind {
             if trials.try_join_next().is_some() {
@@ -47,7 +46,14 @@ impl Coordinator {
                 return;
             }
         } else {
-            let failing = self.links.values().map(|link| link.signs().reads_failing);
+            let failing: Vec<Option<Instant>> =
+                self.links.values().map(|link| link.signs().reads_failing).collect();
+            if failing.contains(&None) {
+                // Peers are watched only while nothing can be read here: it takes a copy of their checkpoints.
+                self.sight.cut_off = CutOff::default();
+                return;
+            }
+            self.sight.cut_off.see(self.view.leases(), &self.parts.me, now);
             if !self.sight.cut_off.is_proven(failing, now) {
                 return;
             }
@@ -60,6 +66,7 @@ impl Coordinator {
             let mut trials = JoinSet::new();
             trials.spawn(self.parts.gate.pass(async move { until_read(&*source, &shard, rng).await }));
             self.sight.blind = Some(trials);
+            self.sight.cut_off = CutOff::default();
         }
         // Also what was on its way to us: asked for, or claimed in this moment.
         let until = now + self.parts.config.shutdown_timeout;
