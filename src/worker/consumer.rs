@@ -177,15 +177,15 @@ impl Consumer {
     async fn exit(self, user_end: Option<Result<DriverEnd, JoinError>>) -> ExitHow {
         let link = &self.link;
         let how = match user_end {
-            Some(Ok(DriverEnd::Finished)) => ExitHow::Finished,
-            Some(Ok(DriverEnd::Lost(why))) => ExitHow::Lost(why),
-            Some(Ok(DriverEnd::GaveUp)) => ExitHow::GaveUp,
             Some(Ok(DriverEnd::StopWorker(error))) => ExitHow::StopWorker(error),
-            Some(Err(error)) if error.is_panic() => {
+            // Whatever became of the user's code after that.
+            _ if link.is_finished() => ExitHow::Finished,
+            Some(Ok(DriverEnd::GaveUp)) => ExitHow::GaveUp,
+            // Nobody has cancelled it.
+            Some(Err(_)) => {
                 warn!(shard = %link.shard, "the processor panicked; the lease is given up");
                 ExitHow::Panicked
             }
-            _ if link.is_finished() => ExitHow::Finished,
             _ => match link.held.why_lost() {
                 None | Some(LeaseLost::Released) if link.is_kept() => ExitHow::Kept,
                 None | Some(LeaseLost::Released) => ExitHow::Released,

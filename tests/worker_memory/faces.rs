@@ -173,7 +173,7 @@ async fn a_puller_in_the_midst_of_a_batch_learns_that_its_lease_is_lost() {
         let worker = run(worker);
         let mut shard = shards.next().await.expect("a shard");
         let ShardEvent::Batch(_) = shard.next().await else { panic!("not a batch") };
-        let began = Instant::now();
+        let (began, mut events) = (Instant::now(), worker.handle.events());
         let expected = if stolen {
             let row = world.row(0);
             let counter = row.counter + 1;
@@ -187,7 +187,14 @@ async fn a_puller_in_the_midst_of_a_batch_learns_that_its_lease_is_lost() {
         assert_eq!(why, expected);
         assert!(began.elapsed() <= FAILOVER, "{why}: {:?}", began.elapsed());
         assert!(matches!(shard.next().await, ShardEvent::Lost(lost) if lost == why));
-        drop((shard, worker));
+        drop(shard);
+        let told = event(&mut events, |event| match event {
+            Event::LeaseLost { why, .. } => Some(Ok(why)),
+            Event::LeaseKept { .. } | Event::LeaseReleased { .. } => Some(Err(event)),
+            _ => None,
+        });
+        assert!(matches!(told.await, Ok(told) if told == why));
+        worker.crash().await;
     }
 }
 

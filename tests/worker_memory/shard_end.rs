@@ -355,3 +355,48 @@ impl RecordProcessor for Dropper {
         Err(Failure::retry(lost))
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_shard_that_was_completed_has_ended_whatever_its_processor_says_afterwards() {
+    for after in [After::Fails, After::Panics] {
+        let world = World::shards(1);
+        world.put(0, [1]);
+        world.stream.split(&world.shard(0));
+        let worker = world.worker("a").build(move |_: ShardStart| async move { Ok(after) });
+        let worker = run(worker.expect("valid"));
+        let mut events = worker.handle.events();
+        let ended = event(&mut events, |event| match event {
+            Event::ShardEnded { shard } => Some(Ok(shard)),
+            Event::LeaseLost { .. } | Event::LeaseReleased { .. } | Event::ShardGivenUp { .. } => {
+                Some(Err(event))
+            }
+            _ => None,
+        });
+        let ended = ended.await;
+        assert!(matches!(&ended, Ok(shard) if *shard == world.shard(0)), "{after:?}: {ended:?}");
+        until("the children are held", || world.owners() == ["a", "a"]).await;
+        let report = worker.stop().await;
+        assert_eq!((report.finished.len(), report.lost.len(), report.released.len()), (1, 0, 2), "{after:?}");
+    }
+}
+
+/// What a processor does after it has completed its shard.
+#[derive(Clone, Copy, Debug)]
+enum After {
+    Fails,
+    Panics,
+}
+
+impl RecordProcessor for After {
+    async fn process(&mut self, _: Batch, _: &ShardContext) -> Result<Verdict, Failure> {
+        Ok(Verdict::Done)
+    }
+
+    async fn shard_ended(&mut self, end: EndOfShard) -> Result<ShardDone, Failure> {
+        end.complete().await?;
+        match self {
+            Self::Fails => Err(Failure::retry("too late")),
+            Self::Panics => panic!("too late"),
+        }
+    }
+}

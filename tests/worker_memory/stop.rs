@@ -162,8 +162,14 @@ async fn on_shutdown_keep_checkpoints_and_leaves_the_lease_in_our_name() {
     let config = Config { on_shutdown: OnShutdown::Keep, ..config() };
     let worker = run(world.worker_with("a", config).build(world.probe()).expect("valid"));
     world.trace.wait_for_records(0, 3).await;
+    let mut events = worker.handle.events();
     let report = worker.stop().await;
     assert_eq!((report.kept, report.released, report.cut_off), (vec![world.shard(0)], vec![], vec![]));
+    let mut ends = Vec::new();
+    while let Some(event) = events.next().await {
+        ends.extend(matches!(event, Event::LeaseKept { .. } | Event::LeaseReleased { .. }).then_some(event));
+    }
+    assert!(matches!(&ends[..], [Event::LeaseKept { shard }] if *shard == world.shard(0)), "{ends:?}");
     assert_eq!((world.owners(), world.checkpointed(0).as_deref()), (vec!["a".into()], Some("3")));
 }
 
