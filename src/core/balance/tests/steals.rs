@@ -39,6 +39,10 @@ fn workers_that_see_one_another_below_their_share_take_different_leases_and_leav
         &[("a", 2), ("b", 30), ("c", 1), ("d", 31), ("e", 1)],
     ] {
         let table = counted(counts);
+        let (all, workers) = (counts.iter().map(|(_, count)| count).sum::<usize>(), counts.len());
+        let (floor, share) = (all / workers, all.div_ceil(workers));
+        let beyond: usize = counts.iter().map(|(_, count)| count.saturating_sub(share)).sum();
+        let lacking: usize = counts.iter().map(|(_, count)| floor.saturating_sub(*count)).sum();
         let mut loads: BTreeMap<String, i64> =
             counts.iter().map(|(who, count)| ((*who).to_owned(), *count as i64)).collect();
         let mut taken = BTreeSet::new();
@@ -52,6 +56,7 @@ fn workers_that_see_one_another_below_their_share_take_different_leases_and_leav
         }
         let (least, most) = (loads.values().min(), loads.values().max());
         assert!(most.zip(least).is_some_and(|(most, least)| most - least <= 1), "{loads:?}");
+        assert_eq!(taken.len(), beyond.max(lacking), "no more than it takes: {counts:?}");
     }
 }
 
