@@ -27,7 +27,7 @@ use crate::{
 /// Runs until the lease is no longer held, and says why.
 pub(super) async fn keep(link: &ShardLink, config: &Config, rng: &mut impl Rng) -> LeaseLost {
     let mut faults = link.fault_logs.renewals.row();
-    let mut backoff = Backoff::new(config.renew_after() / 50, config.renew_after() / 5);
+    let mut backoff = Backoff::new(config.renew_after() / 50, config.renew_after());
     // Leases that were claimed together are renewed apart, from the first time on.
     let mut early = config.renew_after().mul_f64(rng.random_range(0.0..1.0));
     let mut not_before = clock::now();
@@ -83,12 +83,8 @@ pub(super) async fn keep(link: &ShardLink, config: &Config, rng: &mut impl Rng) 
                 not_before = clock::now();
             }
             Err(WriteError::Lost(why)) => return why,
-            Err(WriteError::GoesBack(error)) => {
-                // Cannot be: the watermark never goes back. Renew at least.
-                warn!(shard = %link.shard, %error, "checkpoint not written");
-                not_before = clock::now() + backoff.next(rng);
-            }
-            Err(WriteError::Unavailable(error)) => {
+            // Only that the table does not answer: the watermark never goes back.
+            Err(error) => {
                 let left = link.held.valid_until().saturating_duration_since(clock::now());
                 if let Some(faults) = faults.failed() {
                     warn!(faults, shard = %link.shard, %error, cause = cause(&error), ?left, "lease not renewed; trying again");

@@ -8,6 +8,7 @@ use kinesis_consumer::{
     Verdict,
     io::faulty::{Fault, Op},
 };
+use tokio::time::Instant;
 
 use crate::world::{FAILOVER, SECOND, Trace, World, payloads, run, until};
 
@@ -276,5 +277,25 @@ async fn a_failing_table_never_moves_a_checkpoint_back_or_past_what_was_acknowle
         last = stored;
     }
     assert!(last > 250, "{last}");
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_that_failed_is_made_again_at_once_and_then_only_when_it_is_due() {
+    let world = World::shards(1);
+    let worker = run(world.worker("a").build(world.probe()).expect("valid"));
+    until("claim", || world.owners() == ["a"]).await;
+    let writes = || world.faults.calls(Op::WriteLease);
+    world.faults.next(Op::WriteLease, 1, Fault::Unavailable);
+    for due in [0, 1] {
+        let before = writes();
+        until("a renewal", || writes() > before).await;
+        let failed = Instant::now();
+        until("another", || writes() > before + 1).await;
+        let again = failed.elapsed();
+        // Half of the failover time, or the fiftieth part of that to twice as much.
+        let expected = [SECOND / 10..SECOND / 4, FAILOVER * 4 / 10..FAILOVER / 2 + SECOND / 10];
+        assert!(expected[due].contains(&again), "{again:?}");
+    }
     worker.stop().await;
 }

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use kinesis_consumer::{Balance, ClaimReason, Config, Event, Heartbeat, OnShutdown};
+use kinesis_consumer::{Balance, ClaimReason, Config, Event, Heartbeat, OnShutdown, Verdict};
 use tokio::time::{Instant, sleep};
 
 use crate::world::{FAILOVER, Running, SECOND, World, config, event, run, until};
@@ -192,4 +192,22 @@ async fn by_throughput_what_was_hot_counts_for_nothing_once_it_has_been_idle_for
             worker.stop().await;
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_shards_bring_is_noted_in_rows_that_rest_within_a_minute_and_not_in_all_at_one_time() {
+    let world = World::shards(20);
+    let config = Config { balance: Balance::Throughput, heartbeat: Heartbeat::Worker, ..config() };
+    // Nothing else is written: neither renewals nor checkpoints.
+    let later = world.probe_with(|_, _| async { Ok(Verdict::AckLater) });
+    (0..20).for_each(|shard| world.put(shard, ["x".repeat(100_000)]));
+    let worker = run(world.worker_with("a", config).build(later).expect("valid"));
+    until("claims", || world.owners().iter().filter(|owner| *owner == "a").count() == 20).await;
+    let noted = || world.table.rows().iter().filter(|row| row.throughput_kbps.is_some()).count();
+    sleep(36 * SECOND).await;
+    let early = noted();
+    assert!((4..=16).contains(&early), "{early} of 20");
+    sleep(25 * SECOND).await;
+    assert_eq!(noted(), 20);
+    worker.crash().await;
 }
