@@ -19,16 +19,26 @@ const TOLERANCE: f64 = 0.1;
 
 /// To whom a lease came, and when.
 #[derive(Debug, Default)]
-pub(super) struct Holders(Vec<(Instant, String)>);
+pub(super) struct Holders {
+    came: Vec<(Instant, String)>,
+    /// Those before went with the row, which has been made anew since. Who did not see it gone remembers them.
+    forgotten: usize,
+}
 
 impl Holders {
     fn last(&self) -> Option<&str> {
-        self.0.last().map(|(_, who)| who.as_str())
+        self.came.last().map(|(_, who)| who.as_str())
+    }
+
+    /// The row was made anew.
+    pub(super) fn forget(&mut self) {
+        self.forgotten = self.came.len();
     }
 
     /// How often the lease has moved from one to another, as `looks` show it.
     fn moves_seen(&self, looks: &[Instant]) -> usize {
-        let at = |look: &Instant| self.0.iter().rev().find(|(came, _)| came <= look).map(|(_, who)| who);
+        let known = &self.came[self.forgotten..];
+        let at = |look: &Instant| known.iter().rev().find(|(came, _)| came <= look).map(|(_, who)| who);
         let mut seen: Vec<&String> = looks.iter().filter_map(at).collect();
         seen.dedup();
         seen.len().saturating_sub(1)
@@ -40,7 +50,7 @@ impl State {
     pub(super) fn comes_to(&mut self, who: &str, shard: &ShardId) {
         let holders = self.holders.entry(shard.clone()).or_default();
         if holders.last() != Some(who) {
-            holders.0.push((Instant::now(), who.into()));
+            holders.came.push((Instant::now(), who.into()));
         }
     }
 
@@ -56,7 +66,8 @@ impl State {
     fn has_any(&self, seat: &Seat, sent: Instant) -> bool {
         let is_held = |((no, shard), tenure): (&(usize, ShardId), &Tenure)| {
             let is_its = self.rows.get(shard).is_some_and(|row| row.holder == Some(*no));
-            let stays = tenure.begun && !tenure.asked && tenure.claimed_at <= sent;
+            let works = self.instances[*no].processors.get(shard).is_some_and(|count| *count > 0);
+            let stays = works && tenure.begun && !tenure.asked && tenure.claimed_at <= sent;
             *no == seat.no && is_its && stays && Instant::now() < self.valid_until(tenure)
         };
         self.tenures.iter().any(is_held)
@@ -78,7 +89,7 @@ impl State {
 
     /// Whether the lease has moved so often that only a worker that has nothing may take it.
     pub(super) fn is_restless(&self, shard: &ShardId) -> bool {
-        self.holders.get(shard).is_some_and(|holders| holders.0.len() >= MOVES_SEEN)
+        self.holders.get(shard).is_some_and(|holders| holders.came.len() >= MOVES_SEEN)
     }
 }
 

@@ -201,6 +201,7 @@ async fn by_throughput_a_lease_that_two_workers_trade_is_caught_by_its_third_mov
         feed.observer.created(seat, &row);
         feed.claims(seat, &row);
         feed.observer.taken(seat, &shard, &ClaimReason::Free);
+        feed.observer.processor_made(seat, &shard);
         seat
     });
     let mut row = feed.claims(&feed.a, &feed.row).row().clone();

@@ -275,7 +275,7 @@ impl Observer {
             state.pinned = Some(state.pinned.map_or(at, |pinned| pinned.min(at)));
         }
         state.removed.remove(&shard);
-        state.holders.remove(&shard);
+        state.holders.entry(shard.clone()).or_default().forget();
         state.rows.insert(shard, RowLog { highest: lease.counter, ..RowLog::default() });
     }
 
