@@ -25,6 +25,7 @@ use tokio::{
 use super::{
     aggregate::aggregate,
     faces::{self, Face},
+    hand_over::Steps,
     line::{Line, Network, Quality},
     observer::{Observer, Rules},
     processor::{Seat, Temper},
@@ -140,6 +141,8 @@ pub(crate) struct World {
     pub(crate) source: Arc<dyn RecordSource>,
     /// Where workers that start from now on publish what they measure.
     pub(crate) metrics: Option<Arc<dyn MetricsSink>>,
+    /// Where the calls to the table of those workers are counted.
+    pub(crate) steps: Option<Steps>,
     pub(crate) instances: Vec<Instance>,
     runs: JoinSet<(usize, Ending)>,
     beside: JoinSet<()>,
@@ -174,6 +177,7 @@ impl World {
             store: Arc::new(table.clone()),
             source: Arc::new(stream.clone()),
             metrics: None,
+            steps: None,
             stream,
             table,
             instances: Vec::new(),
@@ -246,6 +250,7 @@ impl World {
         let tap = Tap { inner: self.source.clone(), seat: seat.clone() };
         let faulty = FaultySource::new(tap, stream_faults.clone());
         let stream = Line::new(faulty, seat.clone(), self.network.clone(), timeout, seed ^ 4);
+        let table = table.through(self.steps.clone());
         let (table_line, stream_line) = (table.quality(), stream.quality());
         for line in [&table_line, &stream_line] {
             *line.lock().expect("no panic") = self.usual();

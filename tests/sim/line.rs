@@ -18,7 +18,7 @@ use kinesis_consumer::{
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::{task::JoinSet, time::Instant};
 
-use super::{observer::Observer, processor::Seat};
+use super::{hand_over::Steps, observer::Observer, processor::Seat};
 
 tokio::task_local! {
     /// When the caller sent the request that is being served.
@@ -61,12 +61,18 @@ pub(crate) struct Line<T> {
     rng: Arc<Mutex<StdRng>>,
     network: Network,
     timeout: Duration,
+    /// Where the calls of a hand-over are counted.
+    steps: Option<Steps>,
 }
 
 impl<T: Clone + Send + Sync + 'static> Line<T> {
     pub(crate) fn new(inner: T, seat: Arc<Seat>, network: Network, timeout: Duration, seed: u64) -> Self {
         let rng = Arc::new(Mutex::new(StdRng::seed_from_u64(seed)));
-        Self { inner, seat, quality: Arc::default(), rng, network, timeout }
+        Self { inner, seat, quality: Arc::default(), rng, network, timeout, steps: None }
+    }
+
+    pub(crate) fn through(self, steps: Option<Steps>) -> Self {
+        Self { steps, ..self }
     }
 
     pub(crate) fn quality(&self) -> Arc<Mutex<Quality>> {
@@ -94,9 +100,16 @@ impl<T: Clone + Send + Sync + 'static> Line<T> {
             tokio::time::sleep(self.timeout).await;
             return None;
         }
+        let (steps, seat) = (self.steps.clone(), self.seat.clone());
         let request = SENT.scope(sent, call(self.inner.clone()));
+        let request = async move {
+            match steps {
+                Some(steps) => steps.pass(&seat, name, request).await,
+                None => Some(request.await),
+            }
+        };
         if quality.latency == 0 {
-            return Some(request.await);
+            return request.await;
         }
         let [there, back] = {
             let mut rng = self.rng.lock().expect("no panic");
@@ -110,7 +123,7 @@ impl<T: Clone + Send + Sync + 'static> Line<T> {
             // The caller may have given up.
             let _ = answer.send(result);
         });
-        tokio::time::timeout(self.timeout, reply).await.ok()?.ok()
+        tokio::time::timeout(self.timeout, reply).await.ok()?.ok()?
     }
 
     async fn to_table<R: Send + 'static, F>(

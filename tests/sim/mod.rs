@@ -37,6 +37,7 @@ pub(crate) mod faces;
 mod feeds;
 mod finale;
 pub(crate) mod fleet;
+mod hand_over;
 mod health;
 mod incidents;
 mod index;
