@@ -17,41 +17,57 @@ const MOVES_SEEN: usize = 2 + 1;
 /// Loads may differ from their mean by this part of it, and so much of the mean lease an idle one weighs.
 const TOLERANCE: f64 = 0.1;
 
-/// To whom a lease came, and when.
+/// To whom a lease came, or that nobody had it any more, and when.
 #[derive(Debug, Default)]
 pub(super) struct Holders {
-    came: Vec<(Instant, String)>,
+    came: Vec<(Instant, Option<String>)>,
     /// Those before went with the row, which has been made anew since. Who did not see it gone remembers them.
     forgotten: usize,
+    /// A person has given it to somebody, or to nobody.
+    edited: bool,
 }
 
 impl Holders {
-    fn last(&self) -> Option<&str> {
-        self.came.last().map(|(_, who)| who.as_str())
-    }
-
     /// The row was made anew.
     pub(super) fn forget(&mut self) {
         self.forgotten = self.came.len();
     }
 
-    /// How often the lease has moved from one to another, as `looks` show it.
+    /// A person changed the row.
+    pub(super) fn edit(&mut self) {
+        self.note(None);
+        self.edited = true;
+    }
+
+    fn note(&mut self, who: Option<&str>) {
+        if self.came.last().is_none_or(|(_, last)| last.as_deref() != who) {
+            self.came.push((Instant::now(), who.map(Into::into)));
+        }
+    }
+
+    /// How often the lease has moved from one to another.
+    fn moves(&self) -> usize {
+        moves(self.came.iter().map(|(_, who)| who))
+    }
+
+    /// How often it has, as `looks` show it.
     fn moves_seen(&self, looks: &[Instant]) -> usize {
         let known = &self.came[self.forgotten..];
         let at = |look: &Instant| known.iter().rev().find(|(came, _)| came <= look).map(|(_, who)| who);
-        let mut seen: Vec<&String> = looks.iter().filter_map(at).collect();
-        seen.dedup();
-        seen.len().saturating_sub(1)
+        moves(looks.iter().filter_map(at))
     }
 }
 
+fn moves<'a>(holders: impl Iterator<Item = &'a Option<String>>) -> usize {
+    let mut holders: Vec<&String> = holders.flatten().collect();
+    holders.dedup();
+    holders.len().saturating_sub(1)
+}
+
 impl State {
-    /// The lease comes to `who`.
-    pub(super) fn comes_to(&mut self, who: &str, shard: &ShardId) {
-        let holders = self.holders.entry(shard.clone()).or_default();
-        if holders.last() != Some(who) {
-            holders.came.push((Instant::now(), who.into()));
-        }
+    /// The lease comes to `who`, or is nobody's.
+    pub(super) fn comes_to(&mut self, who: Option<&str>, shard: &ShardId) {
+        self.holders.entry(shard.clone()).or_default().note(who);
     }
 
     /// The answer to a look at the table has come.
@@ -89,7 +105,7 @@ impl State {
 
     /// Whether the lease has moved so often that only a worker that has nothing may take it.
     pub(super) fn is_restless(&self, shard: &ShardId) -> bool {
-        self.holders.get(shard).is_some_and(|holders| holders.came.len() >= MOVES_SEEN)
+        self.holders.get(shard).is_some_and(|holders| holders.edited || holders.moves() + 1 >= MOVES_SEEN)
     }
 }
 

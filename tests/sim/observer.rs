@@ -210,6 +210,7 @@ impl Observer {
         (row.edited, row.highest) = (true, counter);
         row.rewound |= rewound;
         let holder = row.holder;
+        state.holders.entry(shard.clone()).or_default().edit();
         // Its holder may not have heard of its claim, and will read the row as it is now.
         if rewound
             && let Some(tenure) = holder.and_then(|no| state.tenures.get_mut(&(no, shard.clone())))

@@ -143,6 +143,7 @@ impl State {
     fn reset(&mut self, shard: &ShardId, row: &Lease) {
         // Nobody holds it from now on: whatever its former holder writes is to be refused.
         self.rows.insert(shard.clone(), RowLog { highest: row.counter, rewound: true, ..RowLog::default() });
+        self.comes_to(None, shard);
         let log = self.shards.entry(shard.clone()).or_default();
         let before = match row.start_millis {
             Some(at) => log.before(at),

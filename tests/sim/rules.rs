@@ -247,7 +247,10 @@ impl State {
                 }
                 if matches!(change, OwnerChange::Transfer) {
                     self.moved_between(&seat.name, &shard);
-                    after.owner.iter().for_each(|to| self.comes_to(to.as_str(), &shard));
+                    self.comes_to(after.owner.as_ref().map(WorkerId::as_str), &shard);
+                }
+                if matches!(change, OwnerChange::Remove) {
+                    self.comes_to(None, &shard);
                 }
                 if let Some(tenure) = self.tenures.get_mut(&(seat.no, shard.clone())) {
                     tenure.valid_until = tenure.valid_until.max(valid_until);
@@ -300,7 +303,7 @@ impl State {
         } else if let Some(no) = waits_for {
             self.takes_in_time(seat, &shard, no);
         }
-        self.comes_to(&seat.name, &shard);
+        self.comes_to(Some(&seat.name), &shard);
         let log = self.shards.entry(shard.clone()).or_default();
         let (base, exact) = match (&after.checkpoint, after.start_millis) {
             (Checkpoint::At(position), _) => (number(position), true),
