@@ -21,6 +21,7 @@ in_both_modes!(
 
 const WAITS: Temper = Temper {
     waits: true,
+    waits_on: None,
     slow: 0,
     fails: 0.0,
     panics: 0.0,

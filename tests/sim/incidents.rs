@@ -321,6 +321,53 @@ async fn a_worker_that_alone_cannot_read_gives_its_leases_to_those_who_can() {
     }
 }
 
+/// F28: what it had asked for comes at last, a while after it has found out or in that moment.
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_alone_cannot_read_takes_nothing_of_what_it_had_asked_for() {
+    for beats in [Beats::Lease, Beats::Worker] {
+        let mut waited = 0;
+        for at in 0..16 {
+            let setup = Setup::new(660 + at, 4);
+            let config = Config { shutdown_timeout: 120 * SECOND, ..setup.config };
+            let mut world = settled(Setup { beats, config, ..setup }, 1).await;
+            world.temper(0, Temper { waits_on: Some(0), ..Temper::default() });
+            world.put_into_each();
+            world.advance(SECOND).await;
+            world.start("b");
+            world.advance(4 * SECOND).await;
+            // One lease, and another that it has asked for and that does not come.
+            if owned(&world, "b") == 2 {
+                continue;
+            }
+            assert!(world.table.rows()[0].checkpoint_owner.is_some(), "{:?}", world.table.rows());
+            waited += 1;
+            world.observer.cut_off(1, true);
+            world.instances[1].stream_faults.cut();
+            world.table_line(1, Quality { latency: 150, ..Quality::default() });
+            let moves = world.observer.moves();
+            let mut blind_for = 0;
+            for _ in 0..1500 {
+                world.put(1);
+                world.advance(SECOND / 20).await;
+                blind_for += u64::from(owned(&world, "b") == 0);
+                if blind_for == 1 + 4 * (at % 4) {
+                    break;
+                }
+            }
+            world.temper(0, Temper::default());
+            reads_everything(&mut world, 10 * SECOND).await;
+            world.advance(60 * SECOND).await;
+            assert_eq!(owned(&world, "a"), 4);
+            let taken = |line: &str| line.starts_with("holds");
+            let trace = world.observer.trace();
+            let all = trace.lines.iter().filter(|line| line.who == "b" && taken(&line.what)).count();
+            assert_eq!(all, 1, "{trace}");
+            assert!(world.observer.moves() <= moves + 3, "{trace}");
+        }
+        assert!(waited >= 4, "{waited}");
+    }
+}
+
 /// F28, F24: nobody reaches the stream, although work from before goes on.
 #[tokio::test(start_paused = true)]
 async fn no_lease_moves_while_nobody_can_read() {

@@ -52,6 +52,8 @@ pub(crate) struct Temper {
     pub(crate) stuck_on: Option<u64>,
     /// Waits for as long as this is so: what is downstream is away.
     pub(crate) waits: bool,
+    /// The same for the shard with this number.
+    pub(crate) waits_on: Option<u64>,
     /// Never returns, and says that it makes progress: a sabotage.
     pub(crate) pretends: bool,
     /// Acknowledges before the work is done: a sabotage.
@@ -93,7 +95,9 @@ impl Seat {
         if temper.stuck || (temper.stuck_on.is_some() && temper.stuck_on == ordinal(shard)) {
             std::future::pending::<()>().await;
         }
-        while self.temper().waits {
+        let waits =
+            |temper: Temper| temper.waits || (temper.waits_on.is_some() && temper.waits_on == ordinal(shard));
+        while waits(self.temper()) {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         let delay = self.delay();
