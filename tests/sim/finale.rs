@@ -10,7 +10,8 @@ use tokio::time::Instant;
 use super::{
     by_throughput::better_move,
     faces::Face,
-    fleet::{Life, World},
+    fleet::World,
+    instances::Life,
     observer::Calls,
     run::Player,
     script::{Script, Step},

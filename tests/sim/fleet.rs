@@ -1,37 +1,33 @@
-//! A fleet of real workers, and everything that can be done to it.
+//! The world of a fleet: its stream and its table, and what is done to them. Its workers are in `instances.rs`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
 use kinesis_consumer::{
-    Checkpoint, Config, Event, Report, ShardId, ShardOrder, Worker, WorkerError, WorkerHandle,
+    Checkpoint, Config, ShardId, ShardOrder,
     io::{
         LeaseStore, MetricsSink, RecordSource,
-        faulty::{Faults, FaultyLeaseStore, FaultySource},
         memory::{Limits, MemoryLeaseStore, MemoryStream},
     },
 };
 use md5::{Digest, Md5};
-use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
-use tokio::{
-    task::{AbortHandle, JoinSet},
-    time::Instant,
-};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use tokio::{task::JoinSet, time::Instant};
 
 use super::{
     aggregate::aggregate,
-    faces::{self, Face},
+    faces::Face,
     hand_over::Steps,
-    line::{Line, Network, Quality},
+    instances::{Ending, Instance, Life},
+    line::Network,
     observer::{Observer, Rules},
-    processor::{Seat, Temper},
+    processor::Temper,
     script::Beats,
     shards::{aggregate_by, number},
-    tap::Tap,
     trace::short,
 };
 
@@ -102,35 +98,6 @@ impl Setup {
     }
 }
 
-/// One life of one worker, from outside.
-pub(crate) struct Instance {
-    pub(crate) seat: Arc<Seat>,
-    pub(crate) handle: WorkerHandle,
-    pub(crate) table_faults: Faults,
-    pub(crate) stream_faults: Faults,
-    table_line: Arc<Mutex<Quality>>,
-    stream_line: Arc<Mutex<Quality>>,
-    task: AbortHandle,
-    pub(crate) state: Life,
-    ended_at: Option<Instant>,
-    /// Another process with its id ran at some moment of its life, or had not long ended.
-    has_namesake: bool,
-    /// Its line was bad.
-    was_cut_off: bool,
-}
-
-/// Where a life stands.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Life {
-    Running,
-    /// Asked to stop.
-    Stopping,
-    Over,
-}
-
-/// How a life ended by itself.
-pub(crate) type Ending = Result<Report, WorkerError>;
-
 pub(crate) struct World {
     pub(crate) setup: Setup,
     pub(crate) observer: Arc<Observer>,
@@ -144,10 +111,10 @@ pub(crate) struct World {
     /// Where the calls to the table of those workers are counted.
     pub(crate) steps: Option<Steps>,
     pub(crate) instances: Vec<Instance>,
-    runs: JoinSet<(usize, Ending)>,
-    beside: JoinSet<()>,
-    network: Network,
-    rng: StdRng,
+    pub(super) runs: JoinSet<(usize, Ending)>,
+    pub(super) beside: JoinSet<()>,
+    pub(super) network: Network,
+    pub(super) rng: StdRng,
     keys: BTreeMap<u32, u32>,
     payload: Bytes,
     known: BTreeSet<ShardId>,
@@ -196,19 +163,6 @@ impl World {
         world
     }
 
-    /// How many calls met a fault, by its kind.
-    pub(crate) fn faults_met(&self) -> BTreeMap<String, u64> {
-        let mut all = BTreeMap::new();
-        for instance in &self.instances {
-            for faults in [&instance.table_faults, &instance.stream_faults] {
-                for (kind, count) in faults.met() {
-                    *all.entry(format!("calls {kind}")).or_default() += count;
-                }
-            }
-        }
-        all
-    }
-
     pub(crate) fn failover(&self) -> Duration {
         self.setup.config.failover_time
     }
@@ -231,236 +185,9 @@ impl World {
         true
     }
 
-    // Workers.
-
-    /// Starts a worker under `name`; says its number.
-    pub(crate) fn start(&mut self, name: &str) -> usize {
-        let (config, observer) = (&self.setup.config, &self.observer);
-        let timeout = (config.failover_time / 4).min(Duration::from_secs(5));
-        let seed: u64 = self.rng.random();
-        let seat = Seat::new(name, observer, self.setup.temper, seed);
-        let no = seat.no;
-        let heartbeat = self.setup.beats.of_worker(no);
-        let max_leases_for_worker = self.setup.max_leases_of(no);
-        observer.may_hold(no, max_leases_for_worker);
-        let (table_faults, stream_faults) = (Faults::new(seed ^ 1), Faults::new(seed ^ 2));
-        let tap = Tap { inner: self.store.clone(), seat: seat.clone() };
-        let faulty = FaultyLeaseStore::new(tap, table_faults.clone());
-        let table = Line::new(faulty, seat.clone(), self.network.clone(), timeout, seed ^ 3);
-        let tap = Tap { inner: self.source.clone(), seat: seat.clone() };
-        let faulty = FaultySource::new(tap, stream_faults.clone());
-        let stream = Line::new(faulty, seat.clone(), self.network.clone(), timeout, seed ^ 4);
-        let table = table.through(self.steps.clone());
-        let (table_line, stream_line) = (table.quality(), stream.quality());
-        for line in [&table_line, &stream_line] {
-            *line.lock().expect("no panic") = self.usual();
-        }
-        let face = *self.setup.faces.choose(&mut self.rng).expect("a face");
-        let builder = Worker::builder("app", "stream")
-            .source(Arc::new(stream))
-            .lease_store(Arc::new(table))
-            .seed(seed)
-            .freezer(&seat.freezer)
-            .config(Config {
-                worker_id: Some(name.into()),
-                heartbeat,
-                max_leases_for_worker,
-                ..config.clone()
-            });
-        let builder = match &self.metrics {
-            Some(sink) => builder.metrics(sink.clone()),
-            None => builder,
-        };
-        let (worker, user) = faces::build(builder, face, &seat).expect("a valid configuration");
-        let handle = worker.handle();
-        let mut events = handle.events();
-        let listener = seat.clone();
-        self.beside.spawn(async move {
-            while let Some(event) = events.next().await {
-                match event {
-                    Event::LeaseTaken { shard, reason } => {
-                        listener.observer.taken(&listener, &shard, &reason);
-                    }
-                    other => {
-                        listener.observer.note(&listener.name, || format!("{other:?}"));
-                    }
-                }
-            }
-        });
-        observer.note(name, || format!("starts as {face:?}"));
-        let task = self.runs.spawn(async move { (no, tokio::join!(worker.run(), user).0) });
-        // What a process sent before it died may still move its rows.
-        let recent = |ended: Instant| ended.elapsed() <= config.failover_time;
-        let mut has_namesake = false;
-        for other in self.instances.iter_mut().filter(|other| other.seat.name == name) {
-            if other.ended_at.is_none_or(recent) {
-                (has_namesake, other.has_namesake) = (true, true);
-            }
-        }
-        self.instances.push(Instance {
-            seat,
-            handle,
-            table_faults,
-            stream_faults,
-            table_line,
-            stream_line,
-            task,
-            state: Life::Running,
-            ended_at: None,
-            has_namesake,
-            was_cut_off: false,
-        });
-        no
-    }
-
-    /// Whether something was done to a worker that may end it with this error.
-    pub(crate) fn may_end_with(&self, no: usize, error: &WorkerError) -> bool {
-        let instance = &self.instances[no];
-        let met = [instance.table_faults.met(), instance.stream_faults.met()];
-        match error {
-            WorkerError::WorkerIdInUse(_) => instance.has_namesake || self.edited,
-            WorkerError::Denied { .. } => met.iter().any(|met| met.contains_key("denied")),
-            WorkerError::Unavailable { .. } => instance.was_cut_off || met.iter().any(|met| !met.is_empty()),
-            // An owner written by hand, and a counter: a worker of the KCL looks like that.
-            WorkerError::ForeignHolder { .. } => self.edited,
-            _ => false,
-        }
-    }
-
     /// Lets something run beside the fleet until the end.
     pub(crate) fn beside(&mut self, task: impl Future<Output = ()> + Send + 'static) {
         self.beside.spawn(task);
-    }
-
-    /// Numbers of the workers that run and have not been asked to stop.
-    pub(crate) fn running(&self) -> Vec<usize> {
-        let running = |(no, instance): (usize, &Instance)| (instance.state == Life::Running).then_some(no);
-        self.instances.iter().enumerate().filter_map(running).collect()
-    }
-
-    /// Kills a worker: all of its tasks are dropped where they stand.
-    pub(crate) async fn crash(&mut self, no: usize) {
-        let instance = &mut self.instances[no];
-        (instance.state, instance.ended_at) = (Life::Over, Some(Instant::now()));
-        let name = instance.seat.name.clone();
-        self.observer.note(&name, || "crashes".into());
-        instance.task.abort();
-        // Its tasks are dropped one after the other; none of them is polled.
-        for _ in 0..8 {
-            tokio::task::yield_now().await;
-        }
-        self.observer.ended(no);
-    }
-
-    /// Whether two workers with one id hold leases. One that holds none is a spare, and in nobody's way.
-    pub(crate) fn has_twins(&self) -> bool {
-        let mut names = BTreeSet::new();
-        let holds = |no: &usize| self.observer.works_on(*no) > 0;
-        !self.running().into_iter().filter(holds).all(|no| names.insert(self.instances[no].seat.name.clone()))
-    }
-
-    pub(crate) fn freeze(&mut self, no: usize) {
-        self.observer.note(&self.instances[no].seat.name, || "freezes".into());
-        self.instances[no].seat.freezer.freeze();
-    }
-
-    pub(crate) fn thaw(&mut self, no: usize) {
-        if self.instances[no].seat.freezer.is_frozen() {
-            self.observer.note(&self.instances[no].seat.name, || "wakes up".into());
-            self.instances[no].seat.freezer.thaw();
-            self.observer.thawed(no);
-        }
-    }
-
-    /// Asks a worker to stop, and does not wait.
-    pub(crate) fn stop(&mut self, no: usize) {
-        let instance = &mut self.instances[no];
-        if instance.state == Life::Running {
-            instance.state = Life::Stopping;
-            self.observer.asked_to_stop(no);
-            self.observer.note(&instance.seat.name, || "is asked to stop".into());
-            let handle = instance.handle.clone();
-            self.beside.spawn(async move { handle.shutdown().await });
-        }
-    }
-
-    /// Takes note of workers that have ended, and of what the others say of themselves.
-    pub(crate) fn reap(&mut self) {
-        self.reap_ended();
-        for instance in self.instances.iter().filter(|instance| instance.state != Life::Over) {
-            let stopping = instance.state == Life::Stopping;
-            self.observer.judge(&instance.seat, &instance.handle.health(), stopping);
-        }
-    }
-
-    fn reap_ended(&mut self) {
-        while let Some(ended) = self.runs.try_join_next() {
-            let (no, ending) = match ended {
-                Ok(ended) => ended,
-                Err(error) if error.is_cancelled() => continue,
-                Err(error) => {
-                    self.observer.violate("world", format!("a worker panicked: {error}"));
-                    continue;
-                }
-            };
-            let name = self.instances[no].seat.name.clone();
-            self.observer.note(&name, || match &ending {
-                Ok(_) => "ends".into(),
-                Err(error) => format!("ends: {error}"),
-            });
-            self.observer.ended(no);
-            let asked = self.instances[no].state == Life::Stopping;
-            let instance = &mut self.instances[no];
-            (instance.state, instance.ended_at) = (Life::Over, Some(Instant::now()));
-            if !asked || ending.is_err() {
-                self.endings.push((no, ending));
-            }
-        }
-    }
-
-    /// Changes how the user's code of one worker behaves.
-    pub(crate) fn temper(&mut self, no: usize, temper: Temper) {
-        let seat = &self.instances[no].seat;
-        self.observer.note(&seat.name, || format!("has {temper:?}"));
-        *seat.temper.lock().expect("no panic") = temper;
-    }
-
-    pub(crate) fn table_line(&mut self, no: usize, quality: Quality) {
-        let usual = self.usual();
-        let instance = &mut self.instances[no];
-        instance.was_cut_off |= quality != usual;
-        self.observer.note(&instance.seat.name, || format!("reaches the table with {quality:?}"));
-        *instance.table_line.lock().expect("no panic") = quality;
-    }
-
-    pub(crate) fn stream_line(&mut self, no: usize, quality: Quality) {
-        let usual = self.usual();
-        let instance = &mut self.instances[no];
-        instance.was_cut_off |= quality != usual;
-        self.observer.note(&instance.seat.name, || format!("reaches the stream with {quality:?}"));
-        *instance.stream_line.lock().expect("no panic") = quality;
-    }
-
-    /// The line of a worker where nothing is wrong.
-    pub(crate) fn usual(&self) -> Quality {
-        Quality { latency: self.setup.latency, ..Quality::default() }
-    }
-
-    /// Ends every fault.
-    pub(crate) fn heal(&mut self) {
-        self.observer.note("world", || "all faults end".into());
-        self.setup.temper = Temper { slow: self.setup.temper.slow.min(50), ..Temper::default() };
-        self.table.set_scan_staleness(Duration::ZERO);
-        let usual = self.usual();
-        for no in 0..self.instances.len() {
-            let instance = &self.instances[no];
-            instance.table_faults.heal();
-            instance.stream_faults.heal();
-            *instance.table_line.lock().expect("no panic") = usual;
-            *instance.stream_line.lock().expect("no panic") = usual;
-            *instance.seat.temper.lock().expect("no panic") = self.setup.temper;
-            self.thaw(no);
-        }
     }
 
     // The stream.

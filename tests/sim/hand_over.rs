@@ -15,7 +15,8 @@ use kinesis_consumer::{Lease, io::memory::MemoryLeaseStore};
 use tokio::sync::Notify;
 
 use super::{
-    fleet::{Life, Setup, World},
+    fleet::{Setup, World},
+    instances::Life,
     processor::{Seat, Temper},
     scenarios::{SECOND, is_clean, owned, reads_everything},
 };

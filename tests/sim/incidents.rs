@@ -11,7 +11,8 @@ use kinesis_consumer::{
 };
 
 use super::{
-    fleet::{Life, Setup, World},
+    fleet::{Setup, World},
+    instances::Life,
     line::Quality,
     processor::Temper,
     run::play,

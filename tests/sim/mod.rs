@@ -41,6 +41,7 @@ mod hand_over;
 mod health;
 mod incidents;
 mod index;
+mod instances;
 mod java;
 pub(crate) mod line;
 mod neighbours;

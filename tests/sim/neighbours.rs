@@ -6,7 +6,8 @@ use std::time::Duration;
 use kinesis_consumer::{Checkpoint, Lease, WorkerError};
 
 use super::{
-    fleet::{Life, Setup, World},
+    fleet::{Setup, World},
+    instances::Life,
     scenarios::{SECOND, is_clean, owned, reads_everything, settled},
 };
 

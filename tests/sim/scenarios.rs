@@ -11,7 +11,8 @@ use kinesis_consumer::{
 use tokio::time::Instant;
 
 use super::{
-    fleet::{Edit, Life, Setup, World},
+    fleet::{Edit, Setup, World},
+    instances::Life,
     line::Quality,
     processor::Temper,
 };

@@ -15,7 +15,8 @@ use kinesis_consumer::{
 };
 
 use super::{
-    fleet::{Life, Setup, World},
+    fleet::{Setup, World},
+    instances::Life,
     run::{STREAM_OPS, TABLE_OPS},
     scenarios::{SECOND, is_clean, owned, reads_everything},
 };
