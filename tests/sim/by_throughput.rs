@@ -21,14 +21,14 @@ const TOLERANCE: f64 = 0.1;
 #[derive(Debug, Default)]
 pub(super) struct Holders {
     came: Vec<(Instant, Option<String>)>,
-    /// Those before went with the row, which has been made anew since. Who did not see it gone remembers them.
+    /// Those before went with the row. Who did not see it gone remembers them, if it was made anew.
     forgotten: usize,
     /// A person has given it to somebody, or to nobody.
     edited: bool,
 }
 
 impl Holders {
-    /// The row was made anew.
+    /// The row is gone.
     pub(super) fn forget(&mut self) {
         self.forgotten = self.came.len();
     }

@@ -197,6 +197,7 @@ impl Observer {
     /// A person has removed the row, or the whole table.
     pub(crate) fn row_removed(&self, shard: &ShardId) {
         let mut state = self.lock();
+        state.holders.entry(shard.clone()).or_default().forget();
         if state.rows.remove(shard).is_some() {
             state.removed.insert(shard.clone());
         }
@@ -276,7 +277,6 @@ impl Observer {
             state.pinned = Some(state.pinned.map_or(at, |pinned| pinned.min(at)));
         }
         state.removed.remove(&shard);
-        state.holders.entry(shard.clone()).or_default().forget();
         state.rows.insert(shard, RowLog { highest: lease.counter, ..RowLog::default() });
     }
 
@@ -287,6 +287,7 @@ impl Observer {
             state.violate(&seat.name, format!("deleted the row of {}, which has not ended", row.key));
         }
         state.rows.remove(&row.key.shard());
+        state.holders.entry(row.key.shard()).or_default().forget();
     }
 
     pub(crate) fn asked(&self, seat: &Seat, sent: Instant, request: &HandOff) {
