@@ -349,7 +349,11 @@ impl ShardLink {
     }
 
     pub(super) fn ack_batch(&self, batch: &Batch) {
-        self.acknowledge(|watermark| watermark.ack_range(batch.first(), batch.last()) > 0);
+        self.acknowledge(|watermark| {
+            watermark.ack_range(batch.first(), batch.last());
+            // A return is progress, whatever was acknowledged before it.
+            true
+        });
     }
 
     /// Everything up to here is acknowledged.
