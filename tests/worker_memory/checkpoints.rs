@@ -299,3 +299,21 @@ async fn a_renewal_that_failed_is_made_again_at_once_and_then_only_when_it_is_du
     }
     worker.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_acknowledged_soon_after_a_renewal_waits_as_after_any_other_write() {
+    let world = World::shards(1);
+    let worker = run(world.worker("a").build(world.probe()).expect("valid"));
+    until("claim", || world.owners() == ["a"]).await;
+    tokio::time::sleep(6 * FAILOVER).await;
+    let writes = || world.faults.calls(Op::WriteLease);
+    let before = writes();
+    until("a renewal", || writes() > before).await;
+    let renewed = Instant::now();
+    world.put(0, [1]);
+    world.checkpoint_at(0, "1").await;
+    let waited = renewed.elapsed();
+    assert!(waited > 4 * SECOND && waited <= FAILOVER / 2, "{waited:?}");
+    assert_eq!(writes(), before + 2, "instead of the next renewal");
+    worker.stop().await;
+}

@@ -340,3 +340,65 @@ async fn what_is_done_when_a_lease_is_lost_has_a_time_of_its_own() {
     always(&worker, 3 * SECOND, Health::is_fresh).await;
     worker.crash().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_is_ready_once_its_shards_are_being_read() {
+    let world = World::shards(1);
+    // The trial at the start, and the first read.
+    world.faults.next(Op::ReadRecords, 1, Fault::Delay(Duration::ZERO));
+    world.faults.next(Op::ReadRecords, 1, Fault::Delay(3 * SECOND));
+    let (worker, began) = (run(world.worker("a").build(world.probe()).expect("valid")), Instant::now());
+    assert!(worker.handle.ready().await);
+    assert!(began.elapsed() >= 3 * SECOND, "{:?}", began.elapsed());
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_try_owes_progress_as_the_first_one_did() {
+    let world = World::shards(1);
+    world.put(0, [1]);
+    let trace = world.trace.clone();
+    let handler = move |_, context: ShardContext| {
+        let is_first = trace.batches(0).len() == 1;
+        async move {
+            if is_first {
+                return Err(Failure::retry("not yet"));
+            }
+            for _ in 0..24 {
+                sleep(10 * SECOND).await;
+                context.progress();
+            }
+            std::future::pending().await
+        }
+    };
+    let worker = run(world.worker("a").build(world.probe_with(handler)).expect("valid"));
+    until("a second try", || world.trace.batches(0).len() == 2).await;
+    always(&worker, 240 * SECOND, |health| health.is_fresh() && health.reason == Reason::Working).await;
+    let (_, health) = stale(&worker).await;
+    assert_eq!(health.reason, Reason::ProcessorStuck);
+    worker.crash().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn to_acknowledge_the_records_of_a_batch_one_after_the_other_is_progress_and_to_repeat_it_is_none() {
+    let world = World::shards(1);
+    world.put(0, 0..20);
+    let handler = |batch: Batch, context: ShardContext| async move {
+        let acks = context.acks();
+        for record in &batch.records()[..10] {
+            sleep(20 * SECOND).await;
+            acks.ack_through(record.position());
+        }
+        loop {
+            sleep(10 * SECOND).await;
+            acks.ack_through(batch.records()[9].position());
+        }
+    };
+    let worker = run(world.worker("a").build(world.probe_with(handler)).expect("valid"));
+    until("a batch", || world.trace.batches(0).len() == 1).await;
+    always(&worker, 200 * SECOND, Health::is_fresh).await;
+    let (at, health) = stale(&worker).await;
+    assert_eq!(health.reason, Reason::ProcessorStuck);
+    assert!(at < world.trace.entries().last().expect("a batch").at + 235 * SECOND);
+    worker.crash().await;
+}

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
@@ -10,7 +10,7 @@ use std::{
 
 use async_trait::async_trait;
 use kinesis_consumer::{
-    Config, Failure, Verdict,
+    Batch, Config, Failure, ShardContext, Verdict,
     io::{
         BoxError,
         faulty::{Fault, Op},
@@ -89,6 +89,34 @@ async fn the_lag_of_a_shard_that_is_stuck_grows() {
     assert_eq!(metrics.last(worst).as_ref(), lag.last());
     assert!(metrics.last(unwritten).expect("one") > 80_000.0);
     worker.crash().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_since_a_checkpoint_is_that_since_the_last_one_while_anything_waits_for_the_next() {
+    let world = World::shards(1);
+    world.put(0, [1, 2]);
+    let (metrics, delivered) = (MemoryMetrics::new(), Arc::new(Mutex::new(None)));
+    let later = world.probe_with({
+        let delivered = delivered.clone();
+        move |batch: Batch, context: ShardContext| {
+            *delivered.lock().expect("no panic") = Some((context.acks(), batch));
+            async { Ok(Verdict::AckLater) }
+        }
+    });
+    let worker = run(world.worker("a").metrics(Arc::new(metrics.clone())).build(later).expect("valid"));
+    tokio::time::sleep(60 * SECOND).await;
+    let waits = || metrics.last(Metric::MillisSinceCheckpoint).expect("taken");
+    assert!((45_000.0..=60_000.0).contains(&waits()), "{}", waits());
+    let (acks, batch) = delivered.lock().expect("no panic").take().expect("a batch");
+    acks.ack(batch.first());
+    world.checkpoint_at(0, "1").await;
+    tokio::time::sleep(30 * SECOND).await;
+    assert!((15_000.0..=30_000.0).contains(&waits()), "{}", waits());
+    acks.ack(batch.last());
+    world.checkpoint_at(0, "2").await;
+    tokio::time::sleep(SAMPLE).await;
+    assert_eq!(waits(), 0.0);
+    worker.stop().await;
 }
 
 #[tokio::test(start_paused = true)]

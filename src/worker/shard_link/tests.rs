@@ -1,17 +1,21 @@
 use super::*;
 use crate::{
     core::testdata::{Row, Section, sections},
-    error::CheckpointError,
-    io::memory::MemoryLeaseStore,
+    error::{CheckpointError, LeaseLost},
+    io::{
+        faulty::{Fault, Faults, FaultyLeaseStore, Op},
+        memory::MemoryLeaseStore,
+    },
     worker::{held_lease::Taker, processor::EndOfShard, shard::End},
 };
 
 const CASES: &str = include_str!("../../core/testdata/checkpoints.txt");
 const FAILOVER: Duration = Duration::from_secs(10);
 
-/// A shard that this worker holds, and the table that its row is in.
+/// A shard that this worker holds, the table that its row is in, and the faults on the way there.
 struct Held {
     table: MemoryLeaseStore,
+    faults: Faults,
     link: Arc<ShardLink>,
 }
 
@@ -20,14 +24,15 @@ async fn held(checkpoint: &str) -> Held {
     let table = MemoryLeaseStore::new();
     let row = Lease::new(&"shardId-0".into(), parse(checkpoint));
     table.put_row(row.clone());
-    let store: Arc<dyn LeaseStore> = Arc::new(table.clone());
+    let faults = Faults::new(1);
+    let store: Arc<dyn LeaseStore> = Arc::new(FaultyLeaseStore::new(table.clone(), faults.clone()));
     let me = Taker { me: "me".into(), store: store.clone(), failover_time: FAILOVER, heart: None };
     let claimed = HeldLease::claim(&row, &me).await;
     let (row, held) = claimed.expect("no error").expect("won");
     let interval = Duration::from_secs(5);
     let terms = Terms { keep_on_drain: false, checkpoint_interval: interval, first_interval: interval };
     let link = ShardLink::new(held, &row, store, ShardMeter::off(), terms);
-    Held { table, link: Arc::new(link) }
+    Held { table, faults, link: Arc::new(link) }
 }
 
 fn parse(checkpoint: &str) -> Checkpoint {
@@ -44,6 +49,15 @@ impl Held {
     fn row(&self) -> (String, String) {
         let row = self.table.rows().remove(0);
         (row.checkpoint.to_string(), row.pending.map_or_else(String::new, |pending| pending.at.to_string()))
+    }
+
+    /// How long `write` is tried while the table is away, and how often.
+    async fn tries(&self, write: impl Future<Output = Result<(), CheckpointError>>) -> (Duration, u64) {
+        self.faults.chance(Op::WriteLease, 1.0, Fault::Unavailable);
+        let (began, before) = (clock::now(), self.faults.calls(Op::WriteLease));
+        let result = write.await;
+        assert!(matches!(result, Err(CheckpointError::Unavailable(_))), "{result:?}");
+        (clock::now() - began, self.faults.calls(Op::WriteLease) - before)
     }
 
     fn deliver(&self, through: &str) {
@@ -128,5 +142,30 @@ async fn every_plan_of_checkpoints_ends_with_the_shard_whether_they_are_prepared
                 assert_eq!(held.row(), (expected.clone(), String::new()), "line {line}, way {way}: {step}");
             }
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_that_the_user_waits_for_is_tried_for_three_seconds() {
+    let held = held("TRIM_HORIZON").await;
+    held.deliver("1");
+    held.deliver("2");
+    held.faults.next(Op::WriteLease, 3, Fault::Unavailable);
+    held.link.checkpoint(&position("1")).await.expect("the fourth try");
+    // After 0, 50, 150, 350, 750, 1550 and 2550 ms: the next would come too late.
+    assert_eq!(held.tries(held.link.checkpoint(&position("2"))).await, (Duration::from_millis(2550), 7));
+    assert_eq!(held.link.held.why_lost(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn to_give_a_lease_up_is_tried_until_the_drain_ends_and_for_a_moment_in_any_case() {
+    for (drain, millis, times) in [(None, 2550, 7), (Some(0), 750, 5), (Some(5), 4550, 9)] {
+        let held = held("TRIM_HORIZON").await;
+        if let Some(seconds) = drain {
+            held.link.ask_to_drain(clock::now() + Duration::from_secs(seconds));
+        }
+        let tries = held.tries(held.link.give_up()).await;
+        assert_eq!(tries, (Duration::from_millis(millis), times), "{drain:?}");
+        assert_eq!(held.link.held.why_lost(), Some(LeaseLost::Released), "over in any case");
     }
 }
