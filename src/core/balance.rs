@@ -271,7 +271,8 @@ pub(crate) fn plan(
                 load.add(lease, &scale);
                 // What is on its way from one worker to another is not taken from either, nor what waits for
                 // its holder to come back.
-                let free_to_go = lease.checkpoint_owner.is_none() && !planner.avoided.contains(key);
+                let moves = lease.checkpoint_owner.is_some() || seen.is_arriving(limits.failover_time, now);
+                let free_to_go = !moves && !planner.avoided.contains(key);
                 if free_to_go && view.is_alive(seen, limits.failover_time, now) {
                     match limits.balance == Balance::Throughput && seen.is_restless(RESTLESS, now) {
                         true => load.restless.push(lease),

@@ -188,6 +188,13 @@ impl Seen {
         self.lease.checkpoint_owner.as_ref().map(|_| self.asked_at)
     }
 
+    /// Whether the lease was handed over less than `time` ago to a worker that has not claimed it yet. A KCL's that
+    /// took it leaves the row like that for good.
+    pub(crate) fn is_arriving(&self, time: Duration, now: Instant) -> bool {
+        let handed_over = self.lease.owner.as_ref().is_some_and(|to| self.lease.awaits(to).is_some());
+        handed_over && now < self.asked_at + time
+    }
+
     /// The moves that were seen, if `holder` holds the lease at `now`.
     fn moves_with(&self, holder: Option<&WorkerId>, now: Instant) -> [Option<Instant>; 2] {
         let moved = holder.is_some() && self.last_holder.is_some() && holder != self.last_holder.as_ref();

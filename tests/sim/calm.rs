@@ -7,7 +7,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use kinesis_consumer::{Balance, OwnerChange, ShardId};
+use kinesis_consumer::{Balance, OwnerChange, ShardId, WorkerId};
 use tokio::time::Instant;
 
 use super::{processor::Seat, rules::State};
@@ -84,6 +84,14 @@ impl State {
         if Instant::now() < free_at {
             let early = free_at - Instant::now();
             let why = format!("took {shard} {early:?} before {name} had the time to come back");
+            self.violate(&seat.name, why);
+        }
+    }
+
+    /// A worker takes a lease that was handed over to another: not before that one had the time to claim it.
+    pub(super) fn takes_on_its_way(&mut self, seat: &Seat, shard: &ShardId, to: &WorkerId, at: Instant) {
+        if at.elapsed() < self.rules.failover_time {
+            let why = format!("took {shard} on its way to {to}, {:?} after it was handed over", at.elapsed());
             self.violate(&seat.name, why);
         }
     }

@@ -234,6 +234,25 @@ async fn who_takes_a_lease_before_its_holder_had_the_time_to_come_back_is_caught
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_takes_a_lease_on_its_way_to_another_is_caught() {
+    let at = |millis| async move {
+        let feed = Feed::new();
+        let mut tenure = feed.claims(&feed.a, &feed.row);
+        feed.observer.taken(&feed.a, &feed.shard, &ClaimReason::Free);
+        let request = tenure.row().ask(&"b".into()).expect("willing");
+        feed.observer.asked(&feed.b, Instant::now(), &request);
+        assert!(tenure.notice(&tenure.row().after_request(&request)));
+        let transfer = tenure.release(None).expect("no checkpoint");
+        feed.wrote(&feed.a, &transfer, tenure.row());
+        tokio::time::advance(Duration::from_millis(millis)).await;
+        feed.claims(&feed.a, &tenure.row().after(&transfer));
+        feed
+    };
+    at(1999).await.says("took shardId-000000000001 on its way to b, 1.999s after it was handed over");
+    at(2000).await.is_silent();
+}
+
+#[tokio::test(start_paused = true)]
 async fn counters_that_stand_still_and_writes_of_others_are_caught() {
     fed(
         |feed| {

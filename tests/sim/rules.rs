@@ -59,6 +59,8 @@ pub(super) struct RowLog {
     pub(super) left_by: Option<usize>,
     /// Its holder has handed it over, and it has not been claimed since.
     pub(super) transferred: bool,
+    /// To whom, and when.
+    pub(super) handed_to: Option<(WorkerId, Instant)>,
     /// Somebody has set the checkpoint back by hand.
     pub(super) rewound: bool,
 }
@@ -240,6 +242,8 @@ impl State {
                     row.holder = None;
                     row.left_by = matches!(change, OwnerChange::Leave).then_some(seat.no);
                     row.transferred = matches!(change, OwnerChange::Transfer);
+                    let to = after.owner.clone().filter(|_| row.transferred);
+                    row.handed_to = to.map(|to| (to, Instant::now()));
                 }
                 match (change, after.is_finished()) {
                     (_, true) | (OwnerChange::Keep, _) => {}
@@ -282,7 +286,11 @@ impl State {
         let row = self.rows.entry(shard.clone()).or_default();
         let (holder, edited, transferred) = (row.holder, row.edited, row.transferred);
         let waits_for = holder.or(row.left_by).filter(|_| !edited && before.checkpoint_owner.is_none());
+        let handed_to = row.handed_to.take();
         *row = RowLog { highest: row.highest, holder: Some(seat.no), ..RowLog::default() };
+        if let Some((to, at)) = handed_to.filter(|(to, _)| !edited && to.as_str() != seat.name) {
+            self.takes_on_its_way(seat, &shard, &to, at);
+        }
         self.instances[seat.no].gives_up.remove(&shard);
         let took_alive = !edited
             && holder.filter(|no| *no != seat.no).is_some_and(|no| {

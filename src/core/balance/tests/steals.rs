@@ -20,6 +20,29 @@ fn a_joiner_takes_half_of_its_share_before_it_has_seen_who_joins_with_it() {
     assert_eq!(table(&format!("a: {held}")).plan("b", &by_throughput).claims.len(), 18);
 }
 
+#[test]
+fn a_lease_that_was_handed_over_is_left_to_its_next_holder_until_that_has_had_the_time_to_claim_it() {
+    let Table { mut view, now } = table("a: 1 | b: 2 3 4");
+    let from_c = Claimant::new(&"c".into(), 1, 1);
+    let arriving = |lease: &Lease| match lease.owner == Some("b".into()) {
+        true => Lease { hands_over: Some(from_c.clone()), counter: lease.counter + 1, ..lease.clone() },
+        false => lease.clone(),
+    };
+    let rows: Vec<Lease> = view.leases().map(arriving).collect();
+    let handed_over = |lease: &Lease| Lease { checkpoint_owner: Some("c".into()), ..lease.clone() };
+    let asked = rows.iter().map(|row| if row.hands_over.is_some() { handed_over(row) } else { row.clone() });
+    view.observe(asked.collect(), now);
+    for (passed, taken) in [(Duration::ZERO, 0), (FAILOVER - Duration::from_millis(1), 0), (FAILOVER, 1)] {
+        // All of them are alive, one way or another.
+        let renewed = |row: &Lease| Lease { counter: row.counter + passed.as_millis() as u64, ..row.clone() };
+        let now = now + passed;
+        view.observe(rows.iter().map(renewed).collect(), now);
+        let held = [LeaseKey::from(&shard(1))].into();
+        let plan = by(&"a".into(), &held, |a| plan(&view, a, &limits(), now, &mut StdRng::seed_from_u64(1)));
+        assert_eq!(plan.claims.len(), taken, "{passed:?}");
+    }
+}
+
 /// The leases of workers by how many they have.
 fn counted(loads: &[(&str, usize)]) -> Table {
     let (mut text, mut next) = (String::new(), 0);
