@@ -72,8 +72,9 @@ impl LeaseView {
                 if seen.lease.counter == lease.counter && seen.lease.is_of_holding(&lease) {
                     moved_at = seen.moved_at;
                 }
+                // Of the same holding: it may have gone to and fro since.
                 let hand_off = |lease: &Lease| (lease.owner.clone(), lease.checkpoint_owner.clone());
-                if hand_off(&seen.lease) == hand_off(&lease) {
+                if hand_off(&seen.lease) == hand_off(&lease) && seen.lease.hands_over == lease.hands_over {
                     asked_at = seen.asked_at;
                 }
                 moves = seen.moves_with(last_holder.as_ref(), now);
@@ -211,7 +212,10 @@ impl Seen {
 #[expect(clippy::disallowed_methods, reason = "tests begin at the present")]
 mod tests {
     use super::*;
-    use crate::core::{heartbeat::Incarnation, lease::Checkpoint};
+    use crate::core::{
+        heartbeat::Incarnation,
+        lease::{Checkpoint, Claimant},
+    };
 
     const FAILOVER: Duration = Duration::from_secs(10);
 
@@ -323,6 +327,24 @@ mod tests {
         view.observe(vec![row(Some("a"), 7)], start);
         view.observe(vec![row(Some("a"), 8)], start + FAILOVER / 2);
         assert!(matches!(standing(&view, start + FAILOVER), Standing::Held { .. }));
+    }
+
+    #[test]
+    fn a_lease_that_was_handed_over_is_arriving_also_at_whom_it_was_before() {
+        let (start, mut view) = (Instant::now(), LeaseView::default());
+        let claimed_by = |who: &str| Some(Claimant::new(&who.into(), 1, 1));
+        view.observe(vec![Lease { hands_over: claimed_by("b"), ..row(Some("b"), 7) }], start);
+        let arriving = |view: &LeaseView, now| view.rows().any(|seen| seen.is_arriving(FAILOVER, now));
+        assert!(!arriving(&view, start), "claimed");
+        // Taken by another and handed over between two looks.
+        let later = start + FAILOVER * 2;
+        let handed_over = Lease { hands_over: claimed_by("a"), ..row(Some("b"), 9) };
+        view.observe(vec![handed_over.clone()], later);
+        assert!(arriving(&view, later));
+        let last = later + FAILOVER - Duration::from_millis(1);
+        view.observe(vec![Lease { counter: 10, ..handed_over }], last);
+        assert!(arriving(&view, last));
+        assert!(!arriving(&view, last + Duration::from_millis(1)));
     }
 
     #[test]
