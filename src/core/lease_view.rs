@@ -92,12 +92,15 @@ impl LeaseView {
         self.heartbeats.observe(workers, self.rows.values().map(|seen| &seen.lease), now);
     }
 
-    /// Takes in a row that this worker has just written or read itself.
+    /// Takes in a row that this worker has just written or read itself. What it asked of a holder is no sign of
+    /// that one's life.
     pub(crate) fn note(&mut self, lease: Lease, now: Instant) {
         let before = self.rows.remove(&lease.key);
+        let stands = |seen: &&Seen| seen.lease.counter == lease.counter && seen.lease.is_of_holding(&lease);
+        let moved_at = before.as_ref().filter(stands).map_or(now, |seen| seen.moved_at);
         let moves = before.as_ref().map_or([None; 2], |seen| seen.moves_with(lease.holder(), now));
         let last_holder = lease.holder().cloned().or_else(|| before?.last_holder);
-        self.rows.insert(lease.key.clone(), Seen { lease, moved_at: now, asked_at: now, last_holder, moves });
+        self.rows.insert(lease.key.clone(), Seen { lease, moved_at, asked_at: now, last_holder, moves });
     }
 
     /// Takes in what a consistent read showed of a row, arrived at `now`: it counts even if it is older than
@@ -319,6 +322,18 @@ mod tests {
         let held = Standing::Held { by: "a".into(), until };
         assert_eq!(standing(&view, until - Duration::from_nanos(1)), held);
         assert_eq!(standing(&view, until), Standing::Expired { since: until });
+    }
+
+    #[test]
+    fn a_request_is_no_sign_of_its_holders_life() {
+        let (start, mut view) = (Instant::now(), LeaseView::default());
+        let held = Lease { hands_over: Some("a".into()), ..row(Some("a"), 7) };
+        let ask = held.ask(&"me".into()).expect("a holder to ask");
+        view.observe(vec![held.clone()], start);
+        view.note(held.after_request(&ask), start + FAILOVER / 2);
+        let seen = view.rows().next().expect("one row");
+        assert_eq!(seen.asked_since(), Some(start + FAILOVER / 2));
+        assert_eq!(standing(&view, start + FAILOVER), Standing::Expired { since: start + FAILOVER });
     }
 
     #[test]
