@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rand::{Rng, seq::IndexedRandom};
+use rand::{Rng, RngExt};
 use tracing::{info, warn};
 
 use crate::{
@@ -57,18 +57,23 @@ pub(super) async fn check(
     }
     let listed = patiently(until, rng, "list the shards", || source.list_shards(ShardFilter::All)).await?;
     let open: Vec<&Shard> = listed.iter().filter(|shard| shard.is_open()).collect();
-    if let Some(shard) = open.choose(rng) {
-        // Read permission is refused here, not when leases are held already.
-        patiently(until, rng, "read records", || async {
+    let first = if open.is_empty() { 0 } else { rng.random_range(0..open.len()) };
+    let mut turns = open.iter().cycle().skip(first);
+    // Read permission is refused here, not when leases are held already. One shard that fails is no reason to
+    // stay away from the others.
+    patiently(until, rng, "read records", || {
+        let shard = turns.next();
+        async move {
+            let Some(shard) = shard else { return Ok(()) };
             let iterator = source.open(&shard.id, &StartFrom::Latest).await?;
             match source.read(&shard.id, &iterator, 1).await {
                 // Others read the shard too. That they may is all that matters.
                 Err(SourceError::Throttled { .. }) => Ok(()),
                 other => other.map(drop),
             }
-        })
-        .await?;
-    }
+        }
+    })
+    .await?;
     let create = config.lease_table == LeaseTable::CreateIfMissing;
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     let rows = loop {
