@@ -1,6 +1,7 @@
 //! The coordinator: looks at the lease table, repairs it, claims what `balance` says, starts and reaps
 //! the shards' tasks. It decides nothing itself and holds no record.
 
+mod asked;
 mod claims;
 mod exits;
 mod heartbeats;
@@ -16,9 +17,9 @@ use std::{
 };
 
 use rand::{RngExt, rngs::StdRng};
-use tokio::{select, sync::Semaphore};
+use tokio::{select, sync::Semaphore, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::JoinMap};
-use tracing::{debug, info, warn};
+use tracing::{debug, info, trace_span, warn};
 
 use crate::{
     clock,
@@ -62,8 +63,6 @@ use self::{heartbeats::Keeper, sight::Sight, strangers::Strangers};
 const LOOKS_BEFORE_REPAIR: u32 = 3;
 /// Calls to the table under way at one time.
 const CALLS_AT_ONCE: usize = 64;
-/// How often a lease that was asked for is looked at.
-const ASKED_INTERVAL: Duration = Duration::from_millis(150);
 
 /// What a coordinator works with.
 pub(super) struct Parts {
@@ -87,6 +86,7 @@ pub(super) struct Parts {
 
 pub(super) struct Coordinator {
     parts: Parts,
+    stop: CancellationToken,
     identity: Arc<str>,
     /// How long the stream keeps records, if that is known.
     retention: Option<Duration>,
@@ -118,10 +118,14 @@ pub(super) struct Coordinator {
     looked_at: Instant,
     /// Leases are moving until then, as far as we know: looks come more often.
     lively_until: Instant,
+    /// Leases and requests that are given back, by tasks of their own.
+    given_back: JoinSet<()>,
     /// Requests for leases that are still with their holders.
     asked: BTreeMap<LeaseKey, HandOff>,
-    /// The last of them that was looked at, if there were more.
-    asked_through: Option<LeaseKey>,
+    /// Until when their holders are likely to hand them over.
+    asked_until: Instant,
+    /// The number of the one that is looked at next.
+    asked_turn: usize,
     /// Shards that the user's code could not go on with, until when to leave them to others.
     avoided: BTreeMap<LeaseKey, (Instant, Backoff)>,
     left_over: BTreeSet<LeaseKey>,
@@ -185,8 +189,10 @@ impl Coordinator {
             consumers: JoinMap::new(),
             links: BTreeMap::new(),
             claims_made: 0,
+            given_back: JoinSet::new(),
             asked: BTreeMap::new(),
-            asked_through: None,
+            asked_until: started,
+            asked_turn: 0,
             list_after: started,
             settled_parents,
             claimed: BTreeSet::new(),
@@ -208,9 +214,10 @@ impl Coordinator {
             report: Report::default(),
             stopped_by: None,
             parts,
+            stop,
         };
-        coordinator.await_strangers(&stop).await?;
-        let result = coordinator.coordinate(&stop).await;
+        coordinator.await_strangers().await?;
+        let result = coordinator.coordinate().await;
         coordinator.drain().await;
         coordinator.report.ran_for = clock::now().saturating_duration_since(started);
         match (result, coordinator.stopped_by) {
@@ -220,18 +227,19 @@ impl Coordinator {
         }
     }
 
-    async fn coordinate(&mut self, stop: &CancellationToken) -> Result<(), WorkerError> {
+    async fn coordinate(&mut self) -> Result<(), WorkerError> {
+        let stop = self.stop.clone();
         if stop.is_cancelled() {
             return Ok(());
         }
         self.parts.vitals.phase(Phase::Opening);
         // The start-up checks were the first look.
-        let mut next = self.act(stop).await?;
+        let mut next = self.act().await?;
         // Kept from turn to turn: looks may come more often.
         let mut look_at_asked = clock::now();
         loop {
             if self.asked.is_empty() {
-                look_at_asked = clock::now() + ASKED_INTERVAL;
+                look_at_asked = clock::now() + asked::ASKED_INTERVAL;
             }
             if !self.parts.ready.is_cancelled() && self.links.values().all(|link| link.is_open_or_over()) {
                 self.parts.ready.cancel();
@@ -249,7 +257,7 @@ impl Coordinator {
                     }
                     // What ended may have freed a child or a lease: look at once.
                     if finished && self.looks.are_rare() {
-                        self.take_children(&key).await?;
+                        self.take_children(&key).await;
                         self.lively_until = clock::now() + self.looks.lively_for();
                         next = next.min(self.next_look());
                     } else {
@@ -258,27 +266,26 @@ impl Coordinator {
                 }
                 () = opened(opening.as_deref()), if !self.parts.ready.is_cancelled() => {}
                 () = clock::sleep_until(look_at_asked), if !self.asked.is_empty() => {
-                    if self.look_at_asked().await? {
+                    if self.look_at_asked().await {
                         next = self.looks.soonest(clock::now());
                     }
-                    let reads = self.asked.len().min(claims::ASKED_AT_ONCE) as f64;
-                    // However little may be read: nobody works on what was handed over before that is noticed, and
-                    // it may expire.
-                    let longest = self.parts.config.look_interval().max(ASKED_INTERVAL);
-                    look_at_asked = clock::now() + self.looks.pause(ASKED_INTERVAL, reads).min(longest);
+                    look_at_asked = clock::now() + self.asked_pause();
                 }
                 () = clock::sleep_until(next) => {
                     self.parts.vitals.turn();
-                    next = self.look(stop).await?;
+                    next = self.look().await?;
                 }
             }
         }
     }
 
     /// One look at the table and what follows from it. Says when to look again.
-    async fn look(&mut self, stop: &CancellationToken) -> Result<Instant, WorkerError> {
+    async fn look(&mut self) -> Result<Instant, WorkerError> {
         let began = clock::now();
-        match self.parts.store.scan().await {
+        let Some(scanned) = self.stop.run_until_cancelled(self.parts.store.scan()).await else {
+            return Ok(began);
+        };
+        match scanned {
             Ok(rows) => {
                 self.parts.vitals.table_answers(true);
                 if let Some(count) = self.faults.over() {
@@ -290,7 +297,7 @@ impl Coordinator {
                     heartbeats::take_in(&mut self.view, &mut self.looks, rows, &self.identity, clock::now());
                 self.confirm(doubtful).await;
                 self.confirm_silence().await;
-                let next = self.act(stop).await;
+                let next = self.act().await;
                 self.parts.meter.looked(began, next.is_ok());
                 next
             }
@@ -301,7 +308,7 @@ impl Coordinator {
                 }
                 self.parts.vitals.table_answers(false);
                 if matches!(error, LeaseError::NoTable { .. }) {
-                    self.remake_table(stop).await;
+                    self.remake_table().await;
                 }
                 let now = clock::now();
                 self.looks.failed(now);
@@ -310,17 +317,17 @@ impl Coordinator {
         }
     }
 
-    async fn act(&mut self, stop: &CancellationToken) -> Result<Instant, WorkerError> {
+    async fn act(&mut self) -> Result<Instant, WorkerError> {
+        while self.given_back.try_join_next().is_some() {}
         self.show_rows();
         self.watch_retention().await;
         self.look_for_strangers()?;
-        let lost_row = self.repair(stop).await?;
+        let lost_row = self.repair().await;
         self.disown().await;
         self.looked_at = clock::now();
         self.keep_in_sight(self.looked_at);
-        let lost_race = self.balance(self.looked_at, None).await? || lost_row;
-        self.clean_up().await;
-        self.forget_workers().await;
+        let lost_race = self.balance(self.looked_at, None).await || lost_row;
+        self.tidy_up().await;
         self.looks.hold(self.links.len(), clock::now());
         Ok(match () {
             // Not all those that lost in the same moment again.
@@ -335,11 +342,7 @@ impl Coordinator {
 
     /// Claims what follows from the view as it was at `now`, the time of the last look; `only` those, if there has
     /// been none since it was balanced. True if a race was lost.
-    async fn balance(
-        &mut self,
-        now: Instant,
-        only: Option<&BTreeSet<LeaseKey>>,
-    ) -> Result<bool, WorkerError> {
+    async fn balance(&mut self, now: Instant, only: Option<&BTreeSet<LeaseKey>>) -> bool {
         // Whoever went on for this long has recovered.
         self.avoided.retain(|_, (until, _)| now < *until + Duration::from_secs(600));
         let held: BTreeSet<LeaseKey> = self.links.keys().cloned().collect();
@@ -348,7 +351,8 @@ impl Coordinator {
         let limits = self.limits();
         let Parts { me, process, rng, .. } = &mut self.parts;
         let planner = Planner { me, process: *process, held: &held, asked: &self.asked, avoided: &avoided };
-        let mut plan = balance::plan(&self.view, planner, &limits, now, rng);
+        let mut plan = trace_span!("plan", held = held.len())
+            .in_scope(|| balance::plan(&self.view, planner, &limits, now, rng));
         let blind = self.sight.is_blind();
         plan.claims.retain(|claim| !blind && only.is_none_or(|only| only.contains(&claim.key)));
         let Plan { total, workers, needed, .. } = plan;

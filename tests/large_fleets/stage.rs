@@ -64,6 +64,27 @@ struct Shared {
     writes_in: Mutex<BTreeMap<u64, u64>>,
     seen: Mutex<Seen>,
     lineage: Mutex<Lineage>,
+    silences: Mutex<Silences>,
+}
+
+/// Leases that were handed over, since when nobody works on them, and the longest time that this took.
+#[derive(Default)]
+struct Silences {
+    given: BTreeMap<LeaseKey, Instant>,
+    longest: Duration,
+}
+
+impl Silences {
+    fn wrote(&mut self, before: &Lease, write: &LeaseWrite) {
+        match write.owner() {
+            OwnerChange::Transfer => drop(self.given.insert(before.key.clone(), Instant::now())),
+            OwnerChange::Set { .. } => {
+                let silent = self.given.remove(&before.key).map(|given| given.elapsed());
+                self.longest = self.longest.max(silent.unwrap_or_default());
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Who read parents to their ends, and whether their children began with the same worker.
@@ -173,6 +194,7 @@ impl LeaseStore for Counted {
         self.settled(&result);
         if let (Ok(()), Some(before)) = (&result, before) {
             self.stage.lineage.lock().expect("no panic").wrote(&before, write);
+            self.stage.silences.lock().expect("no panic").wrote(&before, write);
         }
         if result.is_ok() && matches!(write.owner(), OwnerChange::Set { .. }) {
             self.count(|calls| &calls.claims, 1);
@@ -221,6 +243,8 @@ pub(crate) struct Stage {
     pub(crate) table: MemoryLeaseStore,
     shared: Arc<Shared>,
     pub(crate) config: Config,
+    /// From which workers draw what they draw, each with its name.
+    pub(crate) seed: u64,
     put: BTreeMap<u64, u64>,
     workers: BTreeMap<String, Member>,
 }
@@ -243,8 +267,10 @@ impl Stage {
                 writes_in: Mutex::default(),
                 seen: Mutex::default(),
                 lineage: Mutex::default(),
+                silences: Mutex::default(),
             }),
             config,
+            seed: 7,
             put: BTreeMap::new(),
             workers: BTreeMap::new(),
         }
@@ -257,7 +283,7 @@ impl Stage {
         let worker = Worker::builder("app", "stream")
             .source(Arc::new(self.stream.clone()))
             .lease_store(Arc::new(store))
-            .seed(name.bytes().fold(7, |seed, byte| seed * 31 + u64::from(byte)))
+            .seed(name.bytes().fold(self.seed, |seed, byte| seed * 31 + u64::from(byte)))
             .config(Config { worker_id: Some(name.into()), ..self.config.clone() })
             .each(Ordering::Shard, move |record| {
                 shared.seen.lock().expect("no panic").record(&record);
@@ -312,6 +338,11 @@ impl Stage {
     pub(crate) fn stayed_and_went(&self) -> (usize, usize) {
         let lineage = self.shared.lineage.lock().expect("no panic");
         (lineage.stayed, lineage.went)
+    }
+
+    /// The longest time between the last write of a holder that handed a lease over and the claim of the next.
+    pub(crate) fn longest_silence(&self) -> Duration {
+        self.shared.silences.lock().expect("no panic").longest
     }
 
     pub(crate) fn calls(&self) -> &Calls {

@@ -332,3 +332,57 @@ async fn a_reader_that_waits_for_memory_after_a_failed_read_is_not_failing() {
     until("fails for long", || !worker.handle.health().ready).await;
     worker.crash().await;
 }
+
+/// A source that fails for one shard.
+#[derive(Debug)]
+struct Without(ShardId, MemoryStream);
+
+#[async_trait]
+impl RecordSource for Without {
+    async fn describe(&self) -> Result<StreamDescription, SourceError> {
+        self.1.describe().await
+    }
+
+    async fn list_shards(&self, filter: ShardFilter) -> Result<Vec<Shard>, SourceError> {
+        self.1.list_shards(filter).await
+    }
+
+    async fn open(&self, shard: &ShardId, from: &StartFrom) -> Result<ShardIterator, SourceError> {
+        match *shard == self.0 {
+            true => Err(SourceError::Unavailable { operation: "GetShardIterator", source: "broken".into() }),
+            false => self.1.open(shard, from).await,
+        }
+    }
+
+    async fn read(&self, shard: &ShardId, from: &ShardIterator, limit: usize) -> Result<Page, SourceError> {
+        self.1.read(shard, from, limit).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_shard_that_nobody_can_read_keeps_no_worker_from_the_others() {
+    let world = World::shards(2);
+    let begin = |name| {
+        let source = Arc::new(Without(world.shard(0), world.stream.clone()));
+        run(world.worker(name).source(source).build(world.probe()).expect("valid"))
+    };
+    let (first, second) = (begin("a"), begin("b"));
+    until("one each", || ["a", "b"].iter().all(|name| world.owners().contains(&(*name).into()))).await;
+    let unlucky = world.owners()[0].clone();
+    let mut n = 0;
+    let mut put_until = async |what: &str, done: &dyn Fn() -> bool| {
+        for _ in 0..300 {
+            if done() {
+                return;
+            }
+            n += 1;
+            world.put(1, [n]);
+            tokio::time::sleep(SECOND).await;
+        }
+        panic!("never came: {what}; {:?}", world.owners());
+    };
+    put_until("it gives up", &|| world.owners()[0] != unlucky).await;
+    put_until("it has its share again", &|| world.owners().contains(&unlucky)).await;
+    first.stop().await;
+    second.stop().await;
+}

@@ -338,3 +338,21 @@ async fn a_permission_that_is_needed_later_is_refused_at_the_start_also_when_eve
         holder.stop().await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_permission_that_is_refused_after_the_start_ends_no_worker() {
+    let (world, faults) = (World::shards(2), Faults::new(5));
+    let worker = run(world.cut_off_by(&faults, "a", config()).build(world.probe()).expect("valid"));
+    until("claims", || world.owners() == ["a", "a"]).await;
+    for op in [Op::WriteLease, Op::CreateLease, Op::HandOff] {
+        faults.chance(op, 1.0, Fault::Denied);
+    }
+    world.trace.wait_for(0, "lost: it could not be renewed in time").await;
+    world.table.delete(&world.row(1)).await.expect("in memory");
+    tokio::time::sleep(10 * FAILOVER).await;
+    faults.heal();
+    until("claims", || world.owners() == ["a", "a"]).await;
+    world.put(0, [1]);
+    world.trace.wait_for(0, "batch 1").await;
+    worker.stop().await;
+}

@@ -4,12 +4,16 @@ use std::{
     future::pending,
     sync::Arc,
     sync::atomic::{AtomicU32, Ordering::Relaxed},
+    time::Duration,
 };
 
 use kinesis_consumer::{
     Batch, Config, Drain, Drained, EndOfShard, Event, Failure, Lease, LeaseLost, OnShutdown, RecordProcessor,
     ShardContext, ShardDone, ShardStart, Verdict,
-    io::faulty::{Fault, Faults, Op},
+    io::{
+        LeaseStore,
+        faulty::{Fault, Faults, Op},
+    },
 };
 use tokio::{task::JoinSet, time::Instant};
 
@@ -355,6 +359,16 @@ fn asked_by(world: &World, worker: &str) -> usize {
 
 #[tokio::test(start_paused = true)]
 async fn a_stop_takes_requests_back_side_by_side_while_the_shards_drain() {
+    requests_are_taken_back(Duration::ZERO).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_takes_requests_back_also_in_the_middle_of_reading_them() {
+    requests_are_taken_back(SECOND / 4).await;
+}
+
+/// Stops a worker that has asked for leases so long after the table became slow.
+async fn requests_are_taken_back(after: Duration) {
     let world = World::shards(24);
     for shard in 0..24 {
         world.put(shard, [1]);
@@ -371,6 +385,7 @@ async fn a_stop_takes_requests_back_side_by_side_while_the_shards_drain() {
     for op in [Op::HandOff, Op::WriteLease, Op::GetLease] {
         faults.chance(op, 1.0, slow);
     }
+    tokio::time::sleep(after).await;
     let asked = Instant::now();
     let report = joiner.stop().await;
     assert!(asked.elapsed() <= 3 * SECOND, "{:?}", asked.elapsed());
@@ -381,6 +396,44 @@ async fn a_stop_takes_requests_back_side_by_side_while_the_shards_drain() {
     assert_eq!(drains.len(), 4);
     assert!(drains.iter().all(|drain| drain.at - asked < SECOND / 10), "{drains:?} asked at {asked:?}");
     holder.crash().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_waits_for_no_call_to_the_table_that_is_under_way() {
+    for op in [Op::ListLeases, Op::CreateLease, Op::WriteLease] {
+        let world = World::shards(4);
+        let faults = Faults::new(3);
+        let worker = run(world.cut_off_by(&faults, "a", config()).build(world.probe()).expect("valid"));
+        until("claims", || world.owners() == ["a"; 4]).await;
+        // One row is gone, and its shard is to be claimed anew.
+        world.table.delete(&world.row(0)).await.expect("in memory");
+        faults.chance(op, 1.0, Fault::DelayedReply(2 * SECOND));
+        let calls = faults.calls(op);
+        until("a call", || faults.calls(op) > calls).await;
+        let asked = Instant::now();
+        worker.stop().await;
+        let entries = world.trace.entries();
+        let drained =
+            entries.iter().filter(|entry| entry.what == "draining" && entry.at - asked < SECOND / 10);
+        assert!(drained.count() >= 3, "{op:?}: {entries:?}");
+        assert!(world.table.rows().iter().all(|row| row.owner.is_none()), "{op:?}: {:?}", world.owners());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_claimed_in_the_moment_of_a_stop_is_free_again() {
+    let world = World::shards(4);
+    let faults = Faults::new(4);
+    let first = run(world.worker("a").build(world.probe()).expect("valid"));
+    until("claims", || world.owners() == ["a"; 4]).await;
+    first.stop().await;
+    faults.chance(Op::WriteLease, 1.0, Fault::DelayedReply(SECOND));
+    let second = run(world.cut_off_by(&faults, "b", config()).build(world.probe()).expect("valid"));
+    until("claims", || world.owners().iter().any(|owner| owner == "b")).await;
+    let asked = Instant::now();
+    let report = second.stop().await;
+    assert!(asked.elapsed() <= 3 * SECOND, "{:?}", asked.elapsed());
+    assert_eq!((world.owners(), report.records), (vec!["-".to_owned(); 4], 0));
 }
 
 #[tokio::test(start_paused = true)]

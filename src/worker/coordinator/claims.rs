@@ -1,9 +1,9 @@
 //! Claims and requests: takes the leases that `balance` chose, and starts their shards.
 
-use std::{collections::BTreeSet, ops::Bound, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc};
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use tokio::task::JoinSet;
+use tokio::{select, task::JoinSet};
 use tracing::{debug, info, warn};
 
 use super::Coordinator;
@@ -11,12 +11,11 @@ use crate::{
     clock,
     config::{InitialPosition, OnShutdown, ShardOrder},
     core::{
-        balance::{Claim, Reason},
-        lease::{Checkpoint, HandOff, Lease, LeaseKey},
+        balance::Claim,
+        lease::{Checkpoint, Lease, LeaseKey},
         metrics::Metric,
         race::Race,
     },
-    error::WorkerError,
     io::LeaseError,
     worker::{
         consumer::Consumer,
@@ -29,16 +28,22 @@ use crate::{
     },
 };
 
-/// How many leases that were asked for are looked at in one turn.
-pub(super) const ASKED_AT_ONCE: usize = 8;
-
 impl Coordinator {
     /// Writes the claims and starts what was won. True if a race was lost.
-    pub(super) async fn claim(&mut self, claims: Vec<Claim>) -> Result<bool, WorkerError> {
-        let mut lost_race = false;
-        let (requests, mut claims): (Vec<Claim>, Vec<Claim>) =
-            claims.into_iter().partition(|claim| claim.ask);
+    ///
+    /// Every permission was tried at the start. What is refused now may be granted again, as a credential that
+    /// has run out: a fault like others.
+    pub(super) async fn claim(&mut self, claims: Vec<Claim>) -> bool {
+        let (requests, claims): (Vec<Claim>, Vec<Claim>) = claims.into_iter().partition(|claim| claim.ask);
+        // What was handed over has nobody who works on it.
+        let lost_race = self.take(claims).await;
         self.ask(requests).await;
+        lost_race
+    }
+
+    /// Claims leases that nobody has to be asked for. True if a race was lost.
+    pub(super) async fn take(&mut self, mut claims: Vec<Claim>) -> bool {
+        let mut lost_race = false;
         // A race that is lost holds up nothing that nobody else can claim.
         claims.sort_by_key(Claim::is_anyones);
         let mut race = Race::new(CALLS_AT_ONCE);
@@ -47,7 +52,8 @@ impl Coordinator {
         loop {
             while let Some(claim) = waiting.next_if(|claim| {
                 let racing = !race.is_lost() && under_way.len() < race.at_once();
-                if claim.is_anyones() { racing } else { under_way.len() < CALLS_AT_ONCE }
+                let has_room = if claim.is_anyones() { racing } else { under_way.len() < CALLS_AT_ONCE };
+                has_room && !self.stop.is_cancelled()
             }) {
                 let Some(seen) = self.view.get(&claim.key).cloned() else { continue };
                 let taker = self.taker();
@@ -68,7 +74,15 @@ impl Coordinator {
                     (claim, call, won)
                 }));
             }
-            let Some(done) = under_way.join_next().await else { return Ok(lost_race) };
+            let done = select! {
+                biased;
+                () = self.stop.cancelled() => {
+                    self.give_up_won(under_way);
+                    return false;
+                }
+                done = under_way.join_next() => done,
+            };
+            let Some(done) = done else { return lost_race };
             let (claim, call, won) = done.expect("claims do not panic and are not aborted");
             self.parts.vitals.turn();
             if let Some(call) = call {
@@ -85,10 +99,6 @@ impl Coordinator {
                     self.parts.meter.record(Metric::UntakenLeases, 1.0);
                     lost_race = true;
                 }
-                Err(LeaseError::Denied { operation, source }) if self.links.is_empty() => {
-                    let what = format!("{operation}: {}", cause(source.as_ref()));
-                    return Err(WorkerError::Denied { what, source });
-                }
                 Err(error) => {
                     self.parts.meter.record(Metric::UntakenLeases, 1.0);
                     if let Some(faults) = self.write_faults.failed() {
@@ -97,6 +107,22 @@ impl Coordinator {
                 }
             }
         }
+    }
+
+    /// Gives up what is still won by claims that were under way when the worker was to stop.
+    fn give_up_won(&mut self, mut under_way: JoinSet<(Claim, Option<usize>, Won)>) {
+        let gate = self.parts.gate.clone();
+        self.given_back.spawn(self.parts.gate.pass(async move {
+            let mut releases = JoinSet::new();
+            while let Some(Ok((claim, _, won))) = under_way.join_next().await {
+                let Ok(Some((_, held))) = won else { continue };
+                releases.spawn(gate.pass(async move {
+                    let released = held.write(|tenure| tenure.release(None)).await;
+                    debug!(lease = %claim.key, released = released.is_ok(), "claimed too late");
+                }));
+            }
+            while releases.join_next().await.is_some() {}
+        }));
     }
 
     /// This worker, as one that claims a lease to work on it.
@@ -110,129 +136,51 @@ impl Coordinator {
         Taker { me, store, failover_time: self.parts.config.failover_time, heart: None }
     }
 
-    /// Asks holders for their leases. A request that fails or comes too late is made again at the next look.
-    pub(super) async fn ask(&mut self, requests: Vec<Claim>) {
-        let mut race = Race::new(CALLS_AT_ONCE);
-        let mut waiting = requests.into_iter();
+    /// Reads rows side by side. Those that cannot be read are left out; none is read any more after a stop.
+    pub(super) async fn read_rows(&mut self, keys: Vec<LeaseKey>) -> Vec<(LeaseKey, Option<Lease>)> {
         let mut under_way = JoinSet::new();
+        let mut waiting = keys.into_iter();
+        let mut rows = Vec::new();
         loop {
-            while under_way.len() < race.at_once() && !race.is_lost() {
-                let Some(request) = waiting.next() else { break };
-                let call = race.begin();
-                let seen = self.view.get(&request.key).cloned();
-                let Some((seen, ask)) = seen.and_then(|seen| Some((seen.clone(), seen.ask(&self.parts.me)?)))
-                else {
-                    continue;
-                };
+            for key in waiting.by_ref().take(CALLS_AT_ONCE - under_way.len()) {
+                self.looks.read(1.0);
                 let store = self.parts.store.clone();
                 under_way.spawn(self.parts.gate.pass(async move {
-                    let result = store.hand_off(&ask).await;
-                    (seen, ask, call, result)
+                    let row = store.get(&key).await;
+                    (key, row)
                 }));
             }
-            let Some(done) = under_way.join_next().await else { return };
-            let (seen, ask, call, result) = done.expect("requests do not panic and are not aborted");
-            self.parts.vitals.turn();
-            match result {
-                Ok(()) => {
-                    debug!(lease = %ask.key(), from = %ask.from(), "lease asked for");
-                    race.over(call, true);
-                    self.parts.meter.asked(ask.key());
-                    self.view.note(seen.after_request(&ask), clock::now());
-                    self.asked.insert(ask.key().clone(), ask);
-                }
-                Err(LeaseError::Conflict(_)) => {
-                    debug!(lease = %ask.key(), "the lease changed before it was asked for");
-                    race.over(call, false);
-                }
-                Err(error) => {
-                    if let Some(faults) = self.write_faults.failed() {
-                        warn!(lease = %ask.key(), faults, %error, cause = cause(&error), "lease not asked for; trying again");
-                    }
-                    race.over(call, true);
-                    // It may have been asked for all the same: the next look tells.
-                    if matches!(error, LeaseError::Unavailable { .. }) {
-                        self.asked.insert(ask.key().clone(), ask);
-                    }
-                }
+            match self.stop.run_until_cancelled(under_way.join_next()).await.flatten() {
+                Some(Ok((key, Ok(row)))) => rows.push((key, row)),
+                Some(_) => {}
+                None => break,
             }
         }
-    }
-
-    /// Takes back all requests, each by a task of its own.
-    pub(super) fn withdraw_all(&mut self, tasks: &mut JoinSet<()>) {
-        for (_, ask) in std::mem::take(&mut self.asked) {
-            let taker = self.taker_of_one();
-            tasks.spawn(self.parts.gate.pass(withdraw(ask, taker)));
-        }
-    }
-
-    /// Looks at leases that were asked for, and starts those that have been handed over. Says whether any
-    /// request is over, so that there may be more to ask for.
-    pub(super) async fn look_at_asked(&mut self) -> Result<bool, WorkerError> {
-        let me = self.parts.me.clone();
-        let before = self.asked.len();
-        let mut arrived = Vec::new();
-        // Each in its turn: a slow holder keeps none of the others waiting.
-        let from = self.asked_through.take().map_or(Bound::Unbounded, Bound::Excluded);
-        let turn = self.asked.range((from, Bound::Unbounded)).take(ASKED_AT_ONCE);
-        let asked: Vec<HandOff> = turn.map(|(_, ask)| ask.clone()).collect();
-        if asked.len() == ASKED_AT_ONCE {
-            self.asked_through = asked.last().map(|ask| ask.key().clone());
-        }
-        for ask in asked {
-            self.looks.read(1.0);
-            let Ok(row) = self.parts.store.get(ask.key()).await else { continue };
-            match row {
-                Some(row) if row.is_coming_to(&me) && !row.is_left() => {}
-                // Its holder stopped before it saw the request.
-                Some(row) if row.is_coming_to(&me) => {
-                    let reason = Reason::Stolen { from: ask.from().clone() };
-                    arrived.push(Claim { key: row.key.clone(), reason, ask: false });
-                    self.view.note(row, clock::now());
-                }
-                Some(row)
-                    if row.holder() == Some(&me)
-                        && !row.is_finished()
-                        && !row.is_namesakes(&me, self.parts.process) =>
-                {
-                    let reason = Reason::HandedOver { from: ask.from().clone() };
-                    arrived.push(Claim { key: row.key.clone(), reason, ask: false });
-                    self.view.note(row, clock::now());
-                }
-                // Ended, taken by another worker, or deleted: the rules of every look apply again.
-                _ => {
-                    self.asked.remove(ask.key());
-                }
-            }
-        }
-        self.claim(arrived).await?;
-        self.parts.meter.still_asked(self.asked.keys());
-        Ok(self.asked.len() < before)
+        // In an order that does not depend on which answer comes first.
+        rows.sort_by(|(one, _), (other, _)| one.cmp(other));
+        rows
     }
 
     /// Where looks are rare: reads the row of a shard that ended here and those of its children, and claims
     /// what may begin now, as after a look.
-    pub(super) async fn take_children(&mut self, ended: &LeaseKey) -> Result<(), WorkerError> {
-        self.fetch(ended).await;
+    pub(super) async fn take_children(&mut self, ended: &LeaseKey) {
+        self.fetch(vec![ended.clone()]).await;
         let children = |lease: &Lease| lease.children.iter().map(LeaseKey::from).collect();
         let children: BTreeSet<LeaseKey> = self.view.get(ended).map(children).unwrap_or_default();
-        for child in &children {
-            self.fetch(child).await;
-            // Another parent may have ended since the last look.
-            let parents = self.view.get(child).map(|child| child.parents.clone()).unwrap_or_default();
-            for parent in parents.iter().map(LeaseKey::from).filter(|parent| parent != ended) {
-                self.fetch(&parent).await;
-            }
-        }
-        self.balance(self.looked_at, Some(&children)).await.map(drop)
+        self.fetch(children.iter().cloned().collect()).await;
+        // Another parent may have ended since the last look.
+        let parents =
+            children.iter().filter_map(|child| self.view.get(child)).flat_map(|child| &child.parents);
+        let parents: BTreeSet<LeaseKey> =
+            parents.map(LeaseKey::from).filter(|parent| parent != ended).collect();
+        self.fetch(parents.into_iter().collect()).await;
+        self.balance(self.looked_at, Some(&children)).await;
     }
 
-    async fn fetch(&mut self, key: &LeaseKey) {
-        self.looks.read(1.0);
-        // What cannot be read now is seen at the next look.
-        if let Ok(row) = self.parts.store.get(key).await {
-            self.view.confirm(key, row, clock::now());
+    /// Takes in rows as they are now. What cannot be read is seen at the next look.
+    pub(super) async fn fetch(&mut self, keys: Vec<LeaseKey>) {
+        for (key, row) in self.read_rows(keys).await {
+            self.view.confirm(&key, row, clock::now());
         }
     }
 
@@ -298,31 +246,12 @@ impl Coordinator {
     }
 }
 
-/// Takes back a request that has not been met; a lease that was handed over in this moment is given up.
-/// What fails here expires.
-async fn withdraw(ask: HandOff, taker: Taker) {
-    let (key, store) = (ask.key().clone(), taker.store.clone());
-    if store.hand_off(&ask.withdrawn()).await.is_ok() {
-        debug!(lease = %key, "request withdrawn");
-        return;
-    }
-    let Ok(Some(row)) = store.get(&key).await else { return };
-    if row.owner.as_ref() == Some(taker.me.worker())
-        && row.checkpoint_owner.is_none()
-        && let Ok(Some((_, held))) = HeldLease::claim(&row, &taker).await
-    {
-        let released = held.write(|tenure| tenure.release(None)).await;
-        debug!(lease = %key, released = released.is_ok(), "handed over too late");
-    }
-}
+/// What a claim came to: the lease as it is held now, or nothing if another worker was faster.
+type Won = Result<Option<(Lease, HeldLease)>, LeaseError>;
 
 /// Claims a lease. A parent whose row was not seen may be one that could not be read: the shard begins
 /// only if the row is truly gone, or finished. Otherwise the race counts as lost.
-pub(super) async fn claim_one(
-    seen: &Lease,
-    unsure_parents: &[LeaseKey],
-    taker: &Taker,
-) -> Result<Option<(Lease, HeldLease)>, LeaseError> {
+pub(super) async fn claim_one(seen: &Lease, unsure_parents: &[LeaseKey], taker: &Taker) -> Won {
     for parent in unsure_parents {
         if taker.store.get(parent).await?.is_some_and(|row| !row.is_finished()) {
             return Ok(None);

@@ -2,10 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::{
-    select,
-    task::{JoinError, JoinSet},
-};
+use tokio::{select, task::JoinError};
 use tracing::{error, info, warn};
 
 use super::Coordinator;
@@ -111,11 +108,10 @@ impl Coordinator {
             link.ask_to_drain(until);
         }
         // Nobody would be there to take the leases that were asked for.
-        let mut requests = JoinSet::new();
-        self.withdraw_all(&mut requests);
+        self.withdraw_all();
         // The tasks keep to the deadline themselves; releasing after it takes a few calls at most.
         let last = until + self.parts.config.call_timeout() * 2;
-        while !self.consumers.is_empty() || !requests.is_empty() {
+        while !self.consumers.is_empty() || !self.given_back.is_empty() {
             select! {
                 biased;
                 () = clock::sleep_until(last) => break,
@@ -124,7 +120,7 @@ impl Coordinator {
                     self.report.cut_off.extend(cut_off.map(|exit| exit.shard.clone()));
                     self.on_exit(key, exit);
                 }
-                Some(_) = requests.join_next() => {}
+                Some(_) = self.given_back.join_next() => {}
             }
         }
         if !self.consumers.is_empty() {

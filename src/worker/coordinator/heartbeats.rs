@@ -9,7 +9,7 @@ use std::{
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, trace_span, warn};
 
 use super::Coordinator;
 use crate::{
@@ -37,6 +37,7 @@ pub(super) fn take_in(
     identity: &str,
     now: Instant,
 ) -> Vec<LeaseKey> {
+    let _span = trace_span!("take_in", leases = rows.leases.len()).entered();
     looks.looked(rows.leases.len() + rows.workers.len(), rows.read_units, now);
     rows.leases.retain(|lease| !is_foreign(lease, identity));
     let doubtful = view.observe(rows.leases, now);
@@ -121,18 +122,16 @@ impl Coordinator {
             let ours = lease.lives_by() == Some(pulse.incarnation()) && !lease.is_finished();
             ours && !working && !self.asked.contains_key(&lease.key)
         };
-        let mut under_way = JoinSet::new();
         let stray: Vec<Lease> = self.view.leases().filter(stray).take(CALLS_AT_ONCE).cloned().collect();
         for lease in stray {
             let taker = self.taker_of_one();
-            under_way.spawn(self.parts.gate.pass(async move {
+            self.given_back.spawn(self.parts.gate.pass(async move {
                 if let Ok(Some((_, held))) = HeldLease::claim(&lease, &taker).await {
                     let released = held.write(|tenure| tenure.release(None)).await;
                     debug!(lease = %lease.key, released = released.is_ok(), "lease that was nobody's given up");
                 }
             }));
         }
-        while under_way.join_next().await.is_some() {}
     }
 
     /// Reads the rows of workers whose heartbeats seem to stand still: the look may be stale. A read that
@@ -148,7 +147,7 @@ impl Coordinator {
                 (incarnation, row)
             }));
         }
-        while let Some(read) = under_way.join_next().await {
+        while let Some(Some(read)) = self.stop.run_until_cancelled(under_way.join_next()).await {
             let (incarnation, row) = read.expect("reads do not panic and are not aborted");
             self.looks.read(1.0);
             match row {

@@ -25,7 +25,8 @@ impl Coordinator {
             Some(gone) => !gone && link.behind() >= retention,
         });
         // Somebody may have prolonged it just because of this.
-        if crosses && let Ok(stream) = self.parts.source.describe().await {
+        if crosses && let Some(Ok(stream)) = self.stop.run_until_cancelled(self.parts.source.describe()).await
+        {
             self.retention = stream.retention;
             retention = stream.retention.unwrap_or(retention);
         }

@@ -3,14 +3,14 @@
 
 use std::time::{Duration, Instant};
 
-use rand::{RngExt, SeedableRng, rngs::StdRng};
+use rand::{RngExt, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use super::Coordinator;
 use crate::{
     clock,
-    core::{backoff::Backoff, cut_off::CutOff, shard::ShardId},
+    core::{backoff::Backoff, cut_off::CutOff, lease::Lease, shard::ShardId},
     io::{RecordSource, SourceError, StartFrom},
 };
 
@@ -23,8 +23,6 @@ pub(super) struct Sight {
     cut_off: CutOff,
     /// While nothing can be read here: the task that tries to. It ends when it has read.
     blind: Option<JoinSet<()>>,
-    /// Requests that are taken back meanwhile.
-    withdrawals: JoinSet<()>,
 }
 
 impl Sight {
@@ -38,7 +36,6 @@ impl Coordinator {
     /// Gives all leases up once it is proven that only this worker cannot read; they come back by the rules of
     /// every look once it can.
     pub(super) fn keep_in_sight(&mut self, now: Instant) {
-        while self.sight.withdrawals.try_join_next().is_some() {}
         if let Some(trials) = &mut self.sight.blind {
             if trials.try_join_next().is_some() {
                 info!("the stream can be read again; leases are claimed as before");
@@ -57,14 +54,18 @@ impl Coordinator {
             if !self.sight.cut_off.is_proven(failing, now) {
                 return;
             }
-            let Some(shard) = self.links.keys().next().map(|key| key.shard()) else { return };
+            // Not ours alone: one that nobody can read is no reason to stay away from the others.
+            let is_read = |lease: &&Lease| lease.holder().is_some() && !lease.is_finished();
+            let mut shards: Vec<ShardId> =
+                self.view.leases().filter(is_read).map(|lease| lease.key.shard()).collect();
+            shards.shuffle(&mut self.parts.rng);
             warn!(
                 shards = self.links.len(),
                 "no shard can be read here, and other workers read theirs; giving the leases up until one can"
             );
             let (source, rng) = (self.parts.source.clone(), StdRng::seed_from_u64(self.parts.rng.random()));
             let mut trials = JoinSet::new();
-            trials.spawn(self.parts.gate.pass(async move { until_read(&*source, &shard, rng).await }));
+            trials.spawn(self.parts.gate.pass(async move { until_read(&*source, &shards, rng).await }));
             self.sight.blind = Some(trials);
             self.sight.cut_off = CutOff::default();
         }
@@ -73,16 +74,14 @@ impl Coordinator {
         for link in self.links.values().filter(|link| !link.is_draining()) {
             link.ask_to_release(until);
         }
-        let mut withdrawals = std::mem::take(&mut self.sight.withdrawals);
-        self.withdraw_all(&mut withdrawals);
-        self.sight.withdrawals = withdrawals;
+        self.withdraw_all();
     }
 }
 
-/// Tries to read one record of a shard, until the stream answers.
-async fn until_read(source: &dyn RecordSource, shard: &ShardId, mut rng: StdRng) {
+/// Tries to read one record of some shard, each in its turn, until the stream answers.
+async fn until_read(source: &dyn RecordSource, shards: &[ShardId], mut rng: StdRng) {
     let mut backoff = Backoff::new(TRIALS.0, TRIALS.1);
-    loop {
+    for shard in shards.iter().cycle() {
         clock::sleep(backoff.next(&mut rng)).await;
         let tried = match source.open(shard, &StartFrom::Latest).await {
             Ok(iterator) => source.read(shard, &iterator, 1).await.map(drop),

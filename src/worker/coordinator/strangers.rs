@@ -2,8 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tokio::select;
-use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{Coordinator, heartbeats};
@@ -65,7 +63,7 @@ impl Coordinator {
     /// yet, so a counter that moves is the proof of a namesake; one that stands still makes the lease expire.
     /// Rows that our predecessor marked as left need no proof.
     /// In the same way leases of the KCL's workers are those of a fleet that ended, or of one that lives.
-    pub(super) async fn await_strangers(&mut self, stop: &CancellationToken) -> Result<(), WorkerError> {
+    pub(super) async fn await_strangers(&mut self) -> Result<(), WorkerError> {
         let (before, foreign) = (self.rows_under_our_id(), self.foreign_leases());
         if before.is_empty() && foreign.is_empty() {
             return Ok(());
@@ -77,17 +75,19 @@ impl Coordinator {
         self.strangers.foreign = foreign;
         // A live holder renews within half of the failover time; its write may be delayed by as much.
         let until = clock::now() + self.parts.config.failover_time;
-        while clock::now() < until && !stop.is_cancelled() {
+        while clock::now() < until {
             let now = clock::now();
             let next = self.looks.soonest(now).max(now + self.parts.config.look_interval()).min(until);
-            select! {
-                biased;
-                () = stop.cancelled() => return Ok(()),
-                () = clock::sleep_until(next) => {}
+            if self.stop.run_until_cancelled(clock::sleep_until(next)).await.is_none() {
+                return Ok(());
             }
             self.parts.vitals.turn();
             // A failed look proves nothing; the next one may.
-            let Ok(rows) = self.parts.store.scan().await else { continue };
+            let rows = match self.stop.run_until_cancelled(self.parts.store.scan()).await {
+                Some(Ok(rows)) => rows,
+                Some(Err(_)) => continue,
+                None => return Ok(()),
+            };
             heartbeats::take_in(&mut self.view, &mut self.looks, rows, &self.identity, clock::now());
             let moved =
                 |(key, row): (&String, &Row)| before.get(key).is_some_and(|then| then.counter < row.counter);

@@ -6,8 +6,7 @@ use std::{
 };
 
 use rand::RngExt;
-use tokio::{select, task::JoinSet};
-use tokio_util::sync::CancellationToken;
+use tokio::task::JoinSet;
 use tracing::{debug, error, info, warn};
 
 use super::Coordinator;
@@ -21,8 +20,7 @@ use crate::{
         shard::{HashKeyRange, ShardId},
         shard_sync::{self, Begin},
     },
-    error::WorkerError,
-    io::{BoxError, LeaseError, ShardFilter},
+    io::{BoxError, ShardFilter},
     worker::{coordinator::CALLS_AT_ONCE, renewer::cause},
 };
 
@@ -37,7 +35,7 @@ const CONFIRMED_AT_ONCE: usize = 8;
 impl Coordinator {
     /// Makes the leases that are missing: all at first, later where the hash keys show a hole.
     /// True if peers make them, too.
-    pub(super) async fn repair(&mut self, stop: &CancellationToken) -> Result<bool, WorkerError> {
+    pub(super) async fn repair(&mut self) -> bool {
         let fresh = self.view.leases().next().is_none();
         // Who does not wait for parents does not learn of children from their ends.
         let at_once = self.parts.config.shard_order == ShardOrder::None;
@@ -46,7 +44,8 @@ impl Coordinator {
         if matches!(coverage, Coverage::Unknown(_)) && clock::now() >= self.list_after {
             // Rows of old KCL versions have no range: the listing has it.
             self.list_after = clock::now() + LIST_INTERVAL;
-            if let Ok(listed) = self.parts.source.list_shards(ShardFilter::All).await {
+            let listed = self.parts.source.list_shards(ShardFilter::All);
+            if let Some(Ok(listed)) = self.stop.run_until_cancelled(listed).await {
                 coverage = audit::coverage(self.view.leases(), Some(&listed));
             }
         }
@@ -58,14 +57,16 @@ impl Coordinator {
         };
         let orphaned = self.orphaned_parents();
         if !fresh && !suspicious && !due && orphaned.is_empty() {
-            return Ok(false);
+            return false;
         }
         if at_once {
             self.list_after = clock::now() + SEARCH_INTERVAL.mul_f64(self.parts.rng.random_range(0.8..1.0));
         }
         let leases: Vec<Lease> = self.view.leases().cloned().collect();
-        let mut missing = match self.missing(&leases, fresh || suspicious).await {
-            Ok(missing) => {
+        let stop = self.stop.clone();
+        let mut missing = match stop.run_until_cancelled(self.missing(&leases, fresh || suspicious)).await {
+            None => return false,
+            Some(Ok(missing)) => {
                 let to_make: BTreeSet<ShardId> = missing.iter().map(|lease| lease.key.shard()).collect();
                 self.settled_parents.extend(orphaned.difference(&to_make).cloned());
                 if fresh {
@@ -76,11 +77,11 @@ impl Coordinator {
                 self.list_faults.over();
                 missing
             }
-            Err(error) => {
+            Some(Err(error)) => {
                 if let Some(faults) = self.list_faults.failed() {
                     warn!(faults, error = %error, cause = cause(error.as_ref()), "listing shards failed; trying again");
                 }
-                return Ok(false);
+                return false;
             }
         };
         // Under these no row can be made. Nobody was faster: to look again soon would show the same.
@@ -92,11 +93,11 @@ impl Coordinator {
         } else if !fresh && !missing.is_empty() {
             warn!(leases = missing.len(), "leases were missing and are made again");
         }
-        self.make(missing, stop).await
+        self.make(missing).await
     }
 
     /// Makes leases. True if peers make them, too: the next look shows what they made.
-    async fn make(&mut self, mut missing: Vec<Lease>, stop: &CancellationToken) -> Result<bool, WorkerError> {
+    async fn make(&mut self, mut missing: Vec<Lease>) -> bool {
         // Each worker pins the time of its start, and the earliest holds for all: who tries every row sees it.
         let pins = missing.iter().any(|lease| lease.checkpoint == Checkpoint::Latest);
         let races = !pins && !shard_sync::have_parents_among_them(&missing);
@@ -110,7 +111,7 @@ impl Coordinator {
         let mut under_way = JoinSet::new();
         loop {
             let at_once = if races { race.at_once() } else { CALLS_AT_ONCE };
-            while under_way.len() < at_once && !race.is_lost() && !stop.is_cancelled() {
+            while under_way.len() < at_once && !race.is_lost() {
                 let Some(mut lease) = missing.next() else { break };
                 lease.stream = Some(self.identity.clone());
                 let call = race.begin();
@@ -125,7 +126,9 @@ impl Coordinator {
                     (lease, call, created, others)
                 }));
             }
-            let Some(done) = under_way.join_next().await else { return Ok(race.is_lost()) };
+            // After a stop it is all the same whether they are made.
+            let done = self.stop.run_until_cancelled(under_way.join_next()).await.flatten();
+            let Some(done) = done else { return race.is_lost() };
             let (lease, call, created, others) = done.expect("creations do not panic and are not aborted");
             self.parts.vitals.turn();
             match created {
@@ -138,10 +141,6 @@ impl Coordinator {
                     if let Some(row) = others.filter(|row| !audit::is_foreign(row, &self.identity)) {
                         self.view.note(row, clock::now());
                     }
-                }
-                Err(LeaseError::Denied { operation, source }) if self.links.is_empty() => {
-                    let what = format!("{operation}: {}", cause(source.as_ref()));
-                    return Err(WorkerError::Denied { what, source });
                 }
                 Err(error) => {
                     if let Some(faults) = self.write_faults.failed() {
@@ -193,35 +192,37 @@ impl Coordinator {
         // What has left the stream is nobody's parent any more.
         let ids: BTreeSet<&ShardId> = listed.iter().map(|shard| &shard.id).collect();
         self.claimed.retain(|shard| ids.contains(shard));
-        let claimed = |shard: &ShardId| self.claimed.contains(shard);
-        let to_make = |leases: &[Lease]| match self.parts.config.shard_order {
-            ShardOrder::ParentsFirst => shard_sync::to_make(&listed, leases, begin, holes, claimed),
-            ShardOrder::None => shard_sync::to_make_at_once(&listed, leases, begin, claimed),
+        let order = self.parts.config.shard_order;
+        let to_make = |claimed: &BTreeSet<ShardId>, leases: &[Lease]| match order {
+            ShardOrder::ParentsFirst => {
+                shard_sync::to_make(&listed, leases, begin, holes, |shard| claimed.contains(shard))
+            }
+            ShardOrder::None => {
+                shard_sync::to_make_at_once(&listed, leases, begin, |shard| claimed.contains(shard))
+            }
         };
-        let made = to_make(leases);
+        let made = to_make(&self.claimed, leases);
         if made.is_empty() {
             return Ok(made);
         }
         // A look may be older than the end of a parent, and its row be deleted since.
         let leases = self.confirmed(leases).await?;
-        Ok(to_make(&leases))
+        Ok(to_make(&self.claimed, &leases))
     }
 
     /// The same leases, those that nobody has claimed as they are now.
-    async fn confirmed(&self, leases: &[Lease]) -> Result<Vec<Lease>, BoxError> {
-        let mut confirmed = Vec::with_capacity(leases.len());
-        for lease in leases {
-            if lease.counter > 0 || lease.parents.is_empty() {
-                confirmed.push(lease.clone());
-            } else {
-                confirmed.extend(self.parts.store.get(&lease.key).await?);
-            }
+    async fn confirmed(&mut self, leases: &[Lease]) -> Result<Vec<Lease>, BoxError> {
+        let is_sure = |lease: &&Lease| lease.counter > 0 || lease.parents.is_empty();
+        let (sure, unsure): (Vec<&Lease>, Vec<&Lease>) = leases.iter().partition(is_sure);
+        let read = self.read_rows(unsure.iter().map(|lease| lease.key.clone()).collect()).await;
+        if read.len() < unsure.len() {
+            return Err("rows that nobody has claimed could not be read".into());
         }
-        Ok(confirmed)
+        Ok(sure.into_iter().cloned().chain(read.into_iter().filter_map(|(_, row)| row)).collect())
     }
 
     /// Somebody dropped the table. Made again it is empty, and the application begins anew.
-    pub(super) async fn remake_table(&mut self, stop: &CancellationToken) {
+    pub(super) async fn remake_table(&mut self) {
         if self.parts.config.lease_table == LeaseTable::CreateIfMissing {
             if let Some(faults) = self.table_faults.failed() {
                 error!(
@@ -229,21 +230,27 @@ impl Coordinator {
                     faults, "the lease table is gone, and with it all checkpoints; it is made again"
                 );
             }
-            select! {
-                biased;
-                () = stop.cancelled() => {}
-                made = self.parts.store.open(true) => match made {
-                    Ok(()) => {
-                        self.table_faults.over();
-                    }
-                    Err(error) => debug!(%error, "the lease table was not made"),
-                },
+            match self.stop.run_until_cancelled(self.parts.store.open(true)).await {
+                Some(Ok(())) => {
+                    self.table_faults.over();
+                }
+                Some(Err(error)) => debug!(%error, "the lease table was not made"),
+                None => {}
             }
         }
     }
 
+    /// Deletes rows that nobody needs, unless the worker is to stop.
+    pub(super) async fn tidy_up(&self) {
+        let tidy = async {
+            self.clean_up().await;
+            self.forget_workers().await;
+        };
+        self.stop.run_until_cancelled(tidy).await;
+    }
+
     /// Deletes the leases of finished shards whose children have begun; the rest at the next looks.
-    pub(super) async fn clean_up(&self) {
+    async fn clean_up(&self) {
         // Most looks find nothing to delete, and need no copy of the table to know it.
         if !self.view.leases().any(Lease::is_finished) {
             return;
@@ -271,11 +278,7 @@ impl Coordinator {
         // Our own are confirmed by their writes, if there will be any.
         let rests = self.pulse.is_wanted();
         let unsure = doubtful.into_iter().filter(|key| rests || !self.links.contains_key(key));
-        for key in unsure.take(CONFIRMED_AT_ONCE).collect::<Vec<_>>() {
-            self.looks.read(1.0);
-            if let Ok(row) = self.parts.store.get(&key).await {
-                self.view.confirm(&key, row, clock::now());
-            }
-        }
+        let unsure: Vec<LeaseKey> = unsure.take(CONFIRMED_AT_ONCE).collect();
+        self.fetch(unsure).await;
     }
 }
