@@ -42,7 +42,8 @@ impl fmt::Display for Listed<'_> {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WorkerError {
-    /// AWS refuses the credentials, or there are none. Grant what the message names.
+    /// AWS refuses the credentials at the start, or there are none. Grant what the message names. What is refused
+    /// later, as when a token has run out, is tried again for as long as it takes.
     #[error("access denied: {what}; check the credentials and the role's policy")]
     Denied {
         /// What was refused.
