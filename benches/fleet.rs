@@ -1,21 +1,34 @@
 //! How a fleet grows: 10 to 10,000 shards with a worker for every ten, real workers on a paused clock over a
 //! table in memory. Prints a table and draws `benches/fleet.svg`; the figures are in `benches/README.md`.
 //!
-//! `cargo bench --bench fleet`; `FLEET_MOST=1000` stops there. The largest takes some minutes and 12 GB.
+//! `cargo bench --bench fleet`; `FLEET_SIZES=10,1000` measures these alone. The largest takes ten
+//! minutes and 7 GB.
 
 #[allow(dead_code, reason = "the tests use the rest")]
 #[path = "../tests/large_fleets/stage.rs"]
 mod stage;
 
-use std::{fmt::Write as _, sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Write as _},
+    sync::{Arc, Mutex, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use stage::Stage;
 use tokio::time::{Instant, sleep};
+use tracing::{Metadata, Subscriber, span::Id};
+use tracing_subscriber::{
+    Layer,
+    layer::{Context, SubscriberExt as _},
+    registry::LookupSpan,
+    util::SubscriberInitExt as _,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(1800);
 /// How long a settled fleet is watched.
-const CALM: Duration = Duration::from_secs(60);
+const CALM: Duration = Duration::from_secs(300);
 
 /// One figure of a size.
 type Figure = fn(&Row) -> f64;
@@ -24,7 +37,8 @@ type Figure = fn(&Row) -> f64;
 struct Row {
     shards: usize,
     workers: usize,
-    /// From the start of all workers to an even spread.
+    /// From the start of all workers until each lease has a holder, and to an even spread.
+    begun: Duration,
     settled: Duration,
     claims_a_lease: f64,
     /// Of all kinds, won and lost, until then.
@@ -33,9 +47,15 @@ struct Row {
     read_units: f64,
     writes: f64,
     moves: u64,
-    /// Of a processor, for each look at rest, what else the worker does included.
+    /// To take in what a look showed.
     look_micros: f64,
+    /// To decide what to claim.
+    plan_micros: f64,
+    /// Of a processor, for all that one worker does in a second.
+    worker_micros: f64,
     bytes_a_row: f64,
+    /// From a crash until each lease has a holder again.
+    held: Duration,
     /// From a crash, and from a stop, to an even spread without that worker.
     crash: Duration,
     stop: Duration,
@@ -44,39 +64,84 @@ struct Row {
 }
 
 fn main() {
-    let most = std::env::var("FLEET_MOST").ok().and_then(|most| most.parse().ok()).unwrap_or(10_000);
+    let sizes = std::env::var("FLEET_SIZES").unwrap_or_else(|_| "10,30,100,300,1000,3000,10000".into());
+    let sizes: Vec<usize> = sizes.split(',').map(|size| size.parse().expect("a number of shards")).collect();
+    let spans = Spans::default();
+    tracing_subscriber::registry().with(spans.clone()).init();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .expect("a runtime");
-    println!(
-        "shards workers | settled s, claims and writes a lease | at rest: read units/s a worker, writes/min a lease, \
-         moves, µs a look | bytes a row | even again s after: crash, stop, join (moves)"
-    );
+    println!("| {} |\n|{}", COLUMNS.join(" | "), "---|".repeat(COLUMNS.len()));
     let mut rows = Vec::new();
-    for shards in [10, 30, 100, 300, 1000, 3000, 10_000].into_iter().filter(|shards| *shards <= most) {
-        let row = runtime.block_on(measure(shards, shards / 10));
-        println!(
-            "{:6} {:7} | {:5.1} {:4.1} {:4.1} | {:5.2} {:5.2} {} {:7.0} | {:4.0} | {:5.1} {:5.1} {:5.1} ({})",
-            row.shards,
-            row.workers,
-            row.settled.as_secs_f64(),
-            row.claims_a_lease,
-            row.writes_a_lease,
-            row.read_units,
-            row.writes,
-            row.moves,
-            row.look_micros,
-            row.bytes_a_row,
-            row.crash.as_secs_f64(),
-            row.stop.as_secs_f64(),
-            row.join.as_secs_f64(),
-            row.join_moves,
-        );
+    for &shards in &sizes {
+        let row = runtime.block_on(measure(shards, shards / 10, &spans));
+        println!("{row}");
         rows.push(row);
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/fleet.svg");
         std::fs::write(path, svg(&rows)).expect("the plot can be written");
+    }
+    // Not a thousand views of the table in one process, which no cache of a processor holds.
+    println!("\nwith two workers: shards, µs to take a look in, µs a decision");
+    for shards in sizes {
+        runtime.block_on(decide(shards, &spans));
+    }
+}
+
+/// What looks and decisions cost of a table of that size, at rest.
+async fn decide(shards: usize, spans: &Spans) {
+    let mut stage = Stage::new(shards);
+    stage.config.idle_time_between_reads = 600 * SECOND;
+    stage.start_all(0..2);
+    stage.until("an even spread", PATIENCE, Stage::is_even).await;
+    spans.forget();
+    sleep(120 * SECOND).await;
+    println!("| {shards} | {:.0} | {:.0} |", spans.micros("take_in"), spans.micros("plan"));
+}
+
+/// Of the table that is printed, as it stands in the README.
+const COLUMNS: [&str; 16] = [
+    "shards",
+    "workers",
+    "all held after start, s",
+    "even, s",
+    "claims a lease",
+    "writes a lease until then",
+    "read units/s a worker",
+    "writes/min a lease",
+    "moves at rest",
+    "µs to take a look in",
+    "µs a decision",
+    "processor µs/s a worker",
+    "bytes a row",
+    "even after a join, s (moves)",
+    "all held, and even, after a crash, s",
+    "even after a stop, s",
+];
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let secs = |time: Duration| format!("{:.1}", time.as_secs_f64());
+        let cells = [
+            self.shards.to_string(),
+            self.workers.to_string(),
+            secs(self.begun),
+            secs(self.settled),
+            format!("{:.1}", self.claims_a_lease),
+            format!("{:.1}", self.writes_a_lease),
+            format!("{:.1}", self.read_units),
+            format!("{:.1}", self.writes),
+            self.moves.to_string(),
+            format!("{:.0}", self.look_micros),
+            format!("{:.0}", self.plan_micros),
+            format!("{:.0}", self.worker_micros),
+            format!("{:.0}", self.bytes_a_row),
+            format!("{} ({})", secs(self.join), self.join_moves),
+            format!("{}, {}", secs(self.held), secs(self.crash)),
+            secs(self.stop),
+        ];
+        write!(f, "| {} |", cells.join(" | "))
     }
 }
 
@@ -85,25 +150,27 @@ fn tell(shards: usize, what: &str, took: Duration) {
     eprintln!("{shards} shards: {what} after {:.1} s", took.as_secs_f64());
 }
 
-async fn measure(shards: usize, workers: usize) -> Row {
+async fn measure(shards: usize, workers: usize, spans: &Spans) -> Row {
     let mut stage = Stage::new(shards);
     // Reading is not what is measured.
     stage.config.idle_time_between_reads = 600 * SECOND;
     let memory = resident_bytes();
     stage.start_all(0..workers);
-    let settled = stage.until("an even spread", PATIENCE, Stage::is_even).await;
+    let begun = stage.until("a holder for each lease", PATIENCE, Stage::is_held).await;
+    let settled = begun + stage.until("an even spread", PATIENCE, Stage::is_even).await;
     tell(shards, "even from the start", settled);
     let (claims, writes_to_settle) = (stage.calls().claims.load(Relaxed), stage.calls().writes.load(Relaxed));
     sleep(60 * SECOND).await;
 
     let calls = stage.calls();
-    let (units, looks, moves) = (calls.read_units(), calls.looks.load(Relaxed), calls.claims.load(Relaxed));
+    let (units, moves) = (calls.read_units(), calls.claims.load(Relaxed));
     let (since, cpu) = (Instant::now(), cpu_time());
+    spans.forget();
     sleep(CALM).await;
     let (spent, calls) = (cpu_time() - cpu, stage.calls());
     let read_units = (calls.read_units() - units) / CALM.as_secs_f64() / workers as f64;
     let writes = stage.writes_since(since).1 as f64 / shards as f64 / CALM.as_secs_f64() * 60.0;
-    let look_micros = spent.as_secs_f64() * 1e6 / (calls.looks.load(Relaxed) - looks).max(1) as f64;
+    let worker_micros = spent.as_secs_f64() * 1e6 / CALM.as_secs_f64() / workers as f64;
     let moves = calls.claims.load(Relaxed) - moves;
     let bytes_a_row = (resident_bytes() - memory).max(0.0) / (shards * workers) as f64;
     tell(shards, "watched at rest", CALM);
@@ -111,11 +178,12 @@ async fn measure(shards: usize, workers: usize) -> Row {
     let before = stage.calls().claims.load(Relaxed);
     stage.start("joiner");
     let join = stage.until("an even spread", PATIENCE, Stage::is_even).await;
-    let join_moves = stage.calls().claims.load(Relaxed) - before;
     tell(shards, "even with a joiner", join);
     sleep(30 * SECOND).await;
+    let join_moves = stage.calls().claims.load(Relaxed) - before;
     stage.crash("w0000").await;
-    let crash = stage.until("an even spread", PATIENCE, Stage::is_even).await;
+    let held = stage.until("a holder for each lease", PATIENCE, Stage::is_held).await;
+    let crash = held + stage.until("an even spread", PATIENCE, Stage::is_even).await;
     tell(shards, "even without a crashed one", crash);
     sleep(30 * SECOND).await;
     stage.stop("joiner").await;
@@ -127,19 +195,75 @@ async fn measure(shards: usize, workers: usize) -> Row {
     Row {
         shards,
         workers,
+        begun,
         settled,
         claims_a_lease,
         writes_a_lease: writes_to_settle as f64 / shards as f64,
         read_units,
         writes,
         moves,
-        look_micros,
+        look_micros: spans.micros("take_in"),
+        plan_micros: spans.micros("plan"),
+        worker_micros,
         bytes_a_row,
+        held,
         crash,
         stop,
         join,
         join_moves,
     }
+}
+
+/// How long looks and decisions take: the time in the spans of these names.
+#[derive(Debug, Clone, Default)]
+struct Spans(Arc<Mutex<BTreeMap<&'static str, Spent>>>);
+
+#[derive(Debug, Default)]
+struct Spent {
+    entered_at: Option<std::time::Instant>,
+    each: Vec<Duration>,
+}
+
+impl Spans {
+    fn forget(&self) {
+        self.0.lock().expect("no panic").clear();
+    }
+
+    /// The median, for the processor may have been another's in between.
+    fn micros(&self, name: &str) -> f64 {
+        let mut spans = self.0.lock().expect("no panic");
+        let each = spans.get_mut(name).map(|spent| &mut spent.each);
+        let median = each.and_then(|each| {
+            each.sort_unstable();
+            each.get(each.len() / 2)
+        });
+        median.map_or(0.0, |median| median.as_secs_f64() * 1e6)
+    }
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Spans {
+    fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
+        metadata.is_span() && ["take_in", "plan"].contains(&metadata.name())
+    }
+
+    fn on_enter(&self, id: &Id, context: Context<'_, S>) {
+        let Some(span) = context.span(id) else { return };
+        self.0.lock().expect("no panic").entry(span.name()).or_default().entered_at = Some(real_now());
+    }
+
+    fn on_exit(&self, id: &Id, context: Context<'_, S>) {
+        let now = real_now();
+        let Some(span) = context.span(id) else { return };
+        let mut spans = self.0.lock().expect("no panic");
+        let spent = spans.entry(span.name()).or_default();
+        spent.each.extend(spent.entered_at.take().map(|entered| now - entered));
+    }
+}
+
+/// The clock of the machine: the runtime's stands still during a decision.
+#[expect(clippy::disallowed_methods, reason = "what is measured here is real")]
+fn real_now() -> std::time::Instant {
+    std::time::Instant::now()
 }
 
 /// The time that this thread has had a processor, by the kernel; 0 where it does not say.
@@ -187,8 +311,9 @@ fn svg(rows: &[Row]) -> String {
             10f64.powi(power)
         );
     }
-    let series: [(&str, &str, Figure); 6] = [
-        ("#d62728", "µs a look", |row| row.look_micros),
+    let series: [(&str, &str, Figure); 7] = [
+        ("#d62728", "µs to take a look in", |row| row.look_micros),
+        ("#e377c2", "µs a decision", |row| row.plan_micros),
         ("#1f77b4", "read units/s a worker", |row| row.read_units),
         ("#2ca02c", "writes/min a lease", |row| row.writes),
         ("#8c564b", "s to even after the start", |row| row.settled.as_secs_f64()),
