@@ -900,4 +900,39 @@ mod tests {
     fn least_lease() -> Lease {
         Lease::new(&"shardId-0".into(), Checkpoint::TrimHorizon)
     }
+
+    /// What DynamoDB counts: names, and values in UTF-8; two digits a byte.
+    fn weight(item: &Item) -> usize {
+        let value = |value: &AttributeValue| match value {
+            AttributeValue::S(text) => text.len(),
+            AttributeValue::N(digits) => digits.len().div_ceil(2) + 1,
+            AttributeValue::Ss(texts) => texts.iter().map(String::len).sum(),
+            other => panic!("not in a row at rest: {other:?}"),
+        };
+        item.iter().map(|(name, of)| name.len() + value(of)).sum()
+    }
+
+    #[test]
+    fn a_row_weighs_what_budgets_and_costs_take_it_for() {
+        let checkpoint = "49671246667567228643283430150187087032842084000587911".parse().expect("digits");
+        let worker = WorkerId::from("cart-worker-7d9f8b6c5-x2x4k");
+        let row = Lease {
+            counter: 123_456,
+            owner: Some(worker.clone()),
+            checkpoint: Checkpoint::At(Position { sequence: checkpoint, sub: 0 }),
+            hash_range: Some(HashKeyRange { start: u128::MAX / 3, end: u128::MAX / 2 }),
+            throughput_kbps: Some(123.456_789),
+            stream: Some("arn:aws:kinesis:eu-central-1:123456789012:stream/cart-items:1712345678".into()),
+            hands_over: Some(Claimant::new(&worker, u64::MAX / 3, 12)),
+            ..Lease::new(&"shardId-000000000000".into(), Checkpoint::TrimHorizon)
+        };
+        let resharded = Lease { parents: ["shardId-000000000001".into()].into(), ..row.clone() };
+        let beating =
+            Lease { heartbeat: Some(Incarnation::new(&worker, u64::MAX / 3, 1)), ..resharded.clone() };
+        let weights = [row, resharded, beating].map(|row| weight(&encode(&row)));
+        let near = |bytes: usize, thought: f64| (bytes as f64 / thought - 1.0).abs() < 0.1;
+        // The default of `leasectl cost`, and of looks whose table does not say what they cost.
+        assert!(weights[..2].iter().all(|bytes| near(*bytes, 500.0) && near(*bytes, 512.0)), "{weights:?}");
+        assert!(near(weights[2] - weights[1], crate::core::cost::HEARTBEAT_BYTES), "{weights:?}");
+    }
 }
