@@ -1,27 +1,15 @@
 //! I6, calm, and I7, bounded calls, at every moment, also while faults last.
 //!
-//! Leases that move between living workers are paid for by what put the spread out of balance: a worker that
-//! joined, a lease that was taken when nobody held it, a shard that ended. No worker gives a lease up without a
-//! reason that the observer knows. The calls of a worker in any span of time are bounded by the leases and shards
+//! No worker gives a lease up without a reason that the observer knows, and none takes one too soon; which moves
+//! help is for `moves.rs` to judge. The calls of a worker in any span of time are bounded by the leases and shards
 //! that they were about, whatever fails.
 
 use std::{collections::BTreeSet, time::Duration};
 
-use kinesis_consumer::{Balance, OwnerChange, ShardId, WorkerId};
+use kinesis_consumer::{OwnerChange, ShardId, WorkerId};
 use tokio::time::Instant;
 
 use super::{processor::Seat, rules::State};
-
-/// Moves between living workers beyond those that a change of the fleet makes necessary: workers that look at
-/// the same time do not know of each other's claims.
-const MORE_MOVES: usize = 4;
-
-/// The moves of leases between living workers.
-#[derive(Debug, Default)]
-pub(super) struct Moves {
-    warranted: usize,
-    made: usize,
-}
 
 /// In which calls are counted.
 const SPAN: Duration = Duration::from_secs(10);
@@ -44,36 +32,6 @@ impl Default for Span {
 }
 
 impl State {
-    /// A worker joins: its share is to come to it.
-    pub(super) fn warrant_share(&mut self) {
-        let workers = self.instances.iter().filter(|instance| !instance.over).count().max(1);
-        let leases = self.shards.values().filter(|log| !log.ended).count();
-        self.moves_between.warranted += leases.div_ceil(workers);
-    }
-
-    /// A lease has come to somebody, or is nobody's load any more, without a move between living workers.
-    pub(super) fn warrant_one(&mut self) {
-        self.moves_between.warranted += 1;
-    }
-
-    /// A lease moves from one living worker to another.
-    pub(super) fn moved_between(&mut self, who: &str, shard: &ShardId) {
-        self.moves_between.made += 1;
-        // Of two processes with one id neither knows what the other has, and both are in want until one ends.
-        let names: Vec<&str> =
-            self.instances.iter().filter(|instance| !instance.over).map(|instance| &*instance.name).collect();
-        let distinct: BTreeSet<&str> = names.iter().copied().collect();
-        self.moves_between.warranted += usize::from(distinct.len() < names.len());
-        let Moves { warranted, made } = self.moves_between;
-        // What shards bring changes, and leases follow it: each is held to a limit of its own.
-        if made > warranted + MORE_MOVES && self.rules.balance == Balance::Count {
-            self.violate(
-                who,
-                format!("moves {shard}: {made} moves between living workers, {warranted} are warranted"),
-            );
-        }
-    }
-
     /// A worker takes a lease that another held, left or died with: not before that one had the time to come back.
     pub(super) fn takes_in_time(&mut self, seat: &Seat, shard: &ShardId, from: usize) {
         let name = &self.instances[from].name;

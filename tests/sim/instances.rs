@@ -261,6 +261,7 @@ impl World {
     /// Ends every fault.
     pub(crate) fn heal(&mut self) {
         self.observer.note("world", || "all faults end".into());
+        self.observer.fleet_changes();
         self.setup.temper = Temper { slow: self.setup.temper.slow.min(50), ..Temper::default() };
         self.table.set_scan_staleness(Duration::ZERO);
         let usual = self.usual();

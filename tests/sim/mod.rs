@@ -44,6 +44,7 @@ mod index;
 mod instances;
 mod java;
 pub(crate) mod line;
+mod moves;
 mod neighbours;
 pub(crate) mod observer;
 mod outages;

@@ -18,8 +18,8 @@ use kinesis_consumer::{
 use tokio::time::Instant;
 
 use super::{
-    calm::Moves,
     health::Work,
+    moves::Account,
     processor::Seat,
     rules::{Instance, RowLog, State, kind},
     shards::Keys,
@@ -96,7 +96,7 @@ impl Observer {
             pinned: None,
             counts: Counts::default(),
             moves: Vec::new(),
-            moves_between: Moves::default(),
+            account: Account::default(),
             holders: BTreeMap::new(),
             edited: false,
         }))
@@ -131,7 +131,7 @@ impl Observer {
     pub(crate) fn joined(&self, name: &str) -> usize {
         let mut state = self.lock();
         state.instances.push(Instance { name: name.into(), ..Instance::default() });
-        state.warrant_share();
+        state.fleet_changes();
         state.instances.len() - 1
     }
 
@@ -140,10 +140,16 @@ impl Observer {
         self.lock().instances[no].max_leases = most;
     }
 
+    /// Something else than a worker that comes or goes happens to the fleet.
+    pub(crate) fn fleet_changes(&self) {
+        self.lock().fleet_changes();
+    }
+
     /// From now on the instance must not do anything.
     pub(crate) fn ended(&self, no: usize) {
         let mut state = self.lock();
         state.instances[no].over = true;
+        state.fleet_changes();
         let alive = state.instances[no].processors.values().sum::<usize>();
         if alive > 0 {
             let name = state.instances[no].name.clone();
@@ -152,7 +158,9 @@ impl Observer {
     }
 
     pub(crate) fn asked_to_stop(&self, no: usize) {
-        self.lock().instances[no].stopping = true;
+        let mut state = self.lock();
+        state.fleet_changes();
+        state.instances[no].stopping = true;
     }
 
     /// From now on the instance alone does not reach the stream, or it does again.
@@ -171,6 +179,7 @@ impl Observer {
         }
         let log = state.shards.entry(shard.clone()).or_default();
         log.parents = parents.iter().cloned().collect();
+        state.fleet_changes();
     }
 
     pub(crate) fn put(&self, shard: &ShardId, key: u32, in_key: u32, arrived_millis: u64) {
@@ -208,8 +217,9 @@ impl Observer {
         let mut state = self.lock();
         state.edited = true;
         let row = state.rows.entry(shard.clone()).or_default();
-        (row.edited, row.highest) = (true, counter);
+        (row.edited, row.highest, row.load_of) = (true, counter, None);
         row.rewound |= rewound;
+        row.finished &= !rewound;
         let holder = row.holder;
         state.holders.entry(shard.clone()).or_default().edit();
         // Its holder may not have heard of its claim, and will read the row as it is now.
@@ -228,7 +238,9 @@ impl Observer {
 
     /// A worker that is not ours has marked the shard as ended.
     pub(crate) fn ended_elsewhere(&self, shard: &ShardId) {
-        self.lock().shards.entry(shard.clone()).or_default().ended = true;
+        let mut state = self.lock();
+        state.shards.entry(shard.clone()).or_default().ended = true;
+        state.rows.entry(shard.clone()).or_default().finished = true;
     }
 
     // What workers do to the table.
@@ -258,7 +270,9 @@ impl Observer {
 
     /// A look at the table was served, but the answer has not come yet.
     pub(crate) fn serves_look(&self, seat: &Seat) {
-        self.lock().instances[seat.no].served = Some(Instant::now());
+        let mut state = self.lock();
+        state.instances[seat.no].served = Some(Instant::now());
+        state.sees_peers(seat);
     }
 
     /// The answer has come.
@@ -297,8 +311,9 @@ impl Observer {
             format!("{what} {} for {}", request.from(), short(request.key().as_str()))
         });
         if request.is_withdrawal() {
-            return;
+            return state.is_load_of(request.from().as_str(), &request.key().shard());
         }
+        state.moves_to(seat, &request.key().shard());
         state.steals(seat, sent);
         let shard = request.key().shard();
         state.takes_by_throughput(seat, sent, &shard);

@@ -12,8 +12,9 @@ use tokio::time::Instant;
 
 use super::{
     by_throughput::Holders,
-    calm::{Moves, Span},
+    calm::Span,
     health::Work,
+    moves::Account,
     observer::{Counts, Rules},
     processor::Seat,
     shards::{Keys, ShardLog, number},
@@ -40,7 +41,7 @@ pub(super) struct State {
     pub(super) pinned: Option<u64>,
     pub(super) counts: Counts,
     pub(super) moves: Vec<u64>,
-    pub(super) moves_between: Moves,
+    pub(super) account: Account,
     /// Who had each lease last, and when it came to another.
     pub(super) holders: BTreeMap<ShardId, Holders>,
     /// Somebody has changed a row by hand.
@@ -63,6 +64,10 @@ pub(super) struct RowLog {
     pub(super) handed_to: Option<(WorkerId, Instant)>,
     /// Somebody has set the checkpoint back by hand.
     pub(super) rewound: bool,
+    /// It says that the shard has been read to its end.
+    pub(super) finished: bool,
+    /// Whose load it is: its holder's, or that of the worker that has asked for it.
+    pub(super) load_of: Option<String>,
 }
 
 /// One holding of one lease by one instance.
@@ -110,6 +115,8 @@ pub(super) struct Instance {
     pub(super) looks: Vec<Instant>,
     pub(super) processors: BTreeMap<ShardId, usize>,
     pub(super) work: BTreeMap<ShardId, Work>,
+    /// Those that had leases at its last look.
+    pub(super) peers: BTreeSet<String>,
     /// When it last woke up.
     pub(super) thawed: Option<Instant>,
     /// It was asked to stop.
@@ -222,7 +229,7 @@ impl State {
         let (highest, holder, edited) = (row.highest, row.holder, row.edited);
         // Whoever did not hear that it had left says so again.
         let again = matches!(write.owner(), OwnerChange::Leave) && row.left_by == Some(seat.no);
-        row.highest = after.counter;
+        (row.highest, row.finished) = (after.counter, after.is_finished());
         if after.counter <= highest && highest > 0 {
             self.violate(
                 &seat.name,
@@ -244,13 +251,15 @@ impl State {
                     row.transferred = matches!(change, OwnerChange::Transfer);
                     let to = after.owner.clone().filter(|_| row.transferred);
                     row.handed_to = to.map(|to| (to, Instant::now()));
+                    if !row.transferred {
+                        row.load_of = None;
+                    }
                 }
                 match (change, after.is_finished()) {
                     (_, true) | (OwnerChange::Keep, _) => {}
                     (change, false) => self.gave_up(seat, change, &shard),
                 }
                 if matches!(change, OwnerChange::Transfer) {
-                    self.moved_between(&seat.name, &shard);
                     self.comes_to(after.owner.as_ref().map(WorkerId::as_str), &shard);
                 }
                 if matches!(change, OwnerChange::Remove) {
@@ -284,10 +293,10 @@ impl State {
             self.violate(&seat.name, format!("claimed {shard} for {owner}"));
         }
         let row = self.rows.entry(shard.clone()).or_default();
-        let (holder, edited, transferred) = (row.holder, row.edited, row.transferred);
+        let (holder, edited) = (row.holder, row.edited);
         let waits_for = holder.or(row.left_by).filter(|_| !edited && before.checkpoint_owner.is_none());
-        let handed_to = row.handed_to.take();
-        *row = RowLog { highest: row.highest, holder: Some(seat.no), ..RowLog::default() };
+        let (handed_to, load_of) = (row.handed_to.take(), row.load_of.take());
+        *row = RowLog { highest: row.highest, holder: Some(seat.no), load_of, ..RowLog::default() };
         if let Some((to, at)) = handed_to.filter(|(to, _)| !edited && to.as_str() != seat.name) {
             self.takes_on_its_way(seat, &shard, &to, at);
         }
@@ -297,10 +306,9 @@ impl State {
                 let tenure = self.tenures.get(&(no, shard.clone()));
                 tenure.is_some_and(|tenure| !tenure.over && Instant::now() < self.valid_until(tenure))
             });
-        match (took_alive, transferred) {
-            (true, _) => self.moved_between(&seat.name, &shard),
-            (false, true) => {}
-            (false, false) => self.warrant_one(),
+        match took_alive {
+            true => self.moves_to(seat, &shard),
+            false => self.is_load_of(&seat.name, &shard),
         }
         if took_alive {
             self.counts.stolen_alive += 1;
@@ -353,7 +361,6 @@ impl State {
         log.ended |= ended;
         if ended {
             let children = log.children.clone();
-            self.warrant_one();
             if childless {
                 self.violate(&seat.name, format!("ended {shard}, which is open"));
             }

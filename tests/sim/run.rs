@@ -153,6 +153,7 @@ impl Player {
 
     fn undo(&mut self, due: Due) {
         let world = &mut self.world;
+        world.observer.fleet_changes();
         match due {
             Due::Thaw(no) => world.thaw(no),
             Due::Temper(no) => world.temper(no, world.setup.temper),
@@ -202,6 +203,7 @@ impl Player {
     }
 
     async fn step(&mut self, step: &Step) {
+        self.world.observer.fleet_changes();
         match step {
             Step::Join => self.start_worker(None),
             Step::Crash { nth, back } => {
