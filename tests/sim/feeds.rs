@@ -310,6 +310,30 @@ async fn checkpoints_that_go_back_or_nowhere_or_too_far_are_caught() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lease_given_up_without_what_was_acknowledged_is_caught() {
+    let gives_up = |act: fn(&Tenure) -> LeaseWrite| {
+        let feed = Feed::new();
+        let mut tenure = feed.claims(&feed.a, &feed.row);
+        feed.observer.asked_to_stop(feed.a.no);
+        feed.observer.delivered(&feed.a, &feed.shard, 1, RECORDS.into());
+        feed.observer.acked(&feed.a, &feed.shard, 1, 4);
+        let write = tenure.checkpoint(at(2)).expect("forward");
+        feed.wrote(&feed.a, &write, tenure.row());
+        tenure.accept(&write, Instant::now().into_std());
+        let write = act(&tenure);
+        feed.observer.sends(&feed.a, &write);
+        // It comes after the write was sent.
+        feed.observer.acked(&feed.a, &feed.shard, 5, 5);
+        feed.wrote(&feed.a, &write, tenure.row());
+        feed
+    };
+    let forgets = gives_up(|tenure| tenure.release(None).expect("no checkpoint"));
+    forgets.says("lets shardId-000000000001 go at 2, and all through 4 was acknowledged");
+    gives_up(|tenure| tenure.leave(Some(at(3))).expect("forward")).says("go at 3, and all through 4");
+    gives_up(|tenure| tenure.release(Some(at(4))).expect("forward")).is_silent();
+}
+
+#[tokio::test(start_paused = true)]
 async fn shards_that_end_too_soon_are_caught() {
     let ends = |feed: &Feed| {
         let tenure = feed.processed();

@@ -186,6 +186,7 @@ impl<T: LeaseStore + Clone + 'static> LeaseStore for Line<T> {
 
     async fn write(&self, write: &LeaseWrite) -> Result<(), LeaseError> {
         let write = write.clone();
+        self.observer().sends(&self.seat, &write);
         self.to_table("write", Some(&write.key().shard()), |table| async move { table.write(&write).await })
             .await
     }

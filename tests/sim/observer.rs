@@ -12,8 +12,8 @@ use std::{
 };
 
 use kinesis_consumer::{
-    Balance, Checkpoint, ClaimReason, HandOff, Lease, LeaseWrite, ShardId, WorkerRow, health::Health,
-    io::Page,
+    Balance, Checkpoint, ClaimReason, HandOff, Lease, LeaseWrite, OwnerChange, ShardId, WorkerRow,
+    health::Health, io::Page,
 };
 use tokio::time::Instant;
 
@@ -321,6 +321,16 @@ impl Observer {
             && let Some(tenure) = state.tenures.get_mut(&(no, shard))
         {
             tenure.asked = true;
+        }
+    }
+
+    /// A write leaves its worker.
+    pub(crate) fn sends(&self, seat: &Seat, write: &LeaseWrite) {
+        let gives_up =
+            matches!(write.owner(), OwnerChange::Leave | OwnerChange::Remove | OwnerChange::Transfer);
+        let mut state = self.lock();
+        if let Some(tenure) = state.tenures.get_mut(&(seat.no, write.key().shard())).filter(|_| gives_up) {
+            tenure.lets_go_at.get_or_insert(tenure.acked_through);
         }
     }
 

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use kinesis_consumer::{
-    Lease,
+    Checkpoint, Lease,
     io::{RecordSource, StartFrom, memory::Limits},
 };
 use tokio::{task::JoinSet, time::sleep};
@@ -75,7 +75,7 @@ async fn a_row_that_nobody_takes_is_caught() {
         let stream = Some("arn:aws:kinesis:eu-west-1:123456789012:stream/another:1700000000".into());
         world.beside(async move {
             sleep(3 * SECOND).await;
-            let row = Lease::new(&"shardId-000000000777".into(), kinesis_consumer::Checkpoint::TrimHorizon);
+            let row = Lease::new(&"shardId-000000000777".into(), Checkpoint::TrimHorizon);
             table.put_row(Lease { stream, ..row });
         });
     };
@@ -144,7 +144,23 @@ async fn a_stop_that_does_not_end_or_leaves_something_behind_is_caught() {
     };
     says(&said_of(&far_away, stands_still).await, "a worker has not stopped within");
     says(&said_of(&calm(), lied_to_by(Lie::NoReleases)).await, "still has a holder after a clean stop");
-    says(&said_of(&calm(), lied_to_by(Lie::NoCheckpoints)).await, "after a clean stop");
+    let forgets = |world: &mut World| {
+        let (table, observer) = (world.table.clone(), world.observer.clone());
+        world.beside(async move {
+            let row = loop {
+                sleep(SECOND / 1000).await;
+                let row = table.rows().into_iter().next().filter(|row| row.holder().is_none());
+                let stops = observer.lock().instances.iter().all(|instance| instance.stopping);
+                if let Some(row) = row.filter(|_| stops) {
+                    break row;
+                }
+            };
+            table.put_row(Lease { checkpoint: Checkpoint::TrimHorizon, ..row });
+        });
+    };
+    says(&said_of(&calm(), forgets).await, "is at 0 of ");
+    says(&said_of(&calm(), forgets).await, " after a clean stop");
+    says(&said_of(&calm(), lied_to_by(Lie::NoCheckpoints)).await, " was acknowledged");
     let forgotten = |_: &mut World| {
         let mut tasks = JoinSet::new();
         tasks.spawn(std::future::pending::<()>());

@@ -97,6 +97,8 @@ pub(super) struct Tenure {
     pub(super) begun: bool,
     /// Another worker has asked for the lease.
     pub(super) asked: bool,
+    /// The last record up to which all was acknowledged when it sent the write that gives the lease up.
+    pub(super) lets_go_at: Option<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -257,7 +259,10 @@ impl State {
                 }
                 match (change, after.is_finished()) {
                     (_, true) | (OwnerChange::Keep, _) => {}
-                    (change, false) => self.gave_up(seat, change, &shard),
+                    (change, false) => {
+                        self.gave_up(seat, change, &shard);
+                        self.lets_go(seat, after);
+                    }
                 }
                 if matches!(change, OwnerChange::Transfer) {
                     self.comes_to(after.owner.as_ref().map(WorkerId::as_str), &shard);
@@ -342,6 +347,7 @@ impl State {
             fresh: after.checkpoint.position().is_none(),
             begun: false,
             asked: false,
+            lets_go_at: None,
         };
         self.tenures.insert((seat.no, shard), tenure);
     }
@@ -377,6 +383,20 @@ impl State {
                 &seat.name,
                 format!("checkpointed {shard} at {through} with {} not acknowledged", acked + 1),
             );
+        }
+    }
+
+    /// Whoever lets a lease go leaves the next holder nothing that its processor had acknowledged when it sent the
+    /// write.
+    fn lets_go(&mut self, seat: &Seat, after: &Lease) {
+        let shard = after.key.shard();
+        let rewound = self.rows.get(&shard).is_some_and(|row| row.rewound || row.edited);
+        let Some(tenure) = self.tenures.get(&(seat.no, shard.clone())).filter(|_| !rewound) else { return };
+        let owed = tenure.next.and(tenure.lets_go_at).unwrap_or(0);
+        let stored = after.checkpoint.position().map_or(0, number);
+        if stored < owed {
+            let why = format!("lets {shard} go at {stored}, and all through {owed} was acknowledged");
+            self.violate(&seat.name, why);
         }
     }
 
