@@ -41,6 +41,7 @@ impl Feed {
             balance,
             health_max_age: 10 * SECOND,
             stall_timeout: 30 * SECOND,
+            shutdown_timeout: 5 * SECOND,
             from_start: true,
         };
         let observer = Arc::new(Observer::new(rules, true));
@@ -331,6 +332,31 @@ async fn a_lease_given_up_without_what_was_acknowledged_is_caught() {
     forgets.says("lets shardId-000000000001 go at 2, and all through 4 was acknowledged");
     gives_up(|tenure| tenure.leave(Some(at(3))).expect("forward")).says("go at 3, and all through 4");
     gives_up(|tenure| tenure.release(Some(at(4))).expect("forward")).is_silent();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_that_takes_longer_than_it_may_is_caught() {
+    let feed = Feed::new();
+    let after = |millis| {
+        let observer = feed.observer.clone();
+        let seat = feed.a.clone();
+        async move {
+            tokio::time::advance(Duration::from_millis(millis)).await;
+            observer.lock().stops_in_time(&seat);
+        }
+    };
+    after(60_000).await;
+    feed.observer.asked_to_stop(feed.a.no);
+    // Five seconds, and six time-outs of half a second.
+    after(7000).await;
+    feed.a.freezer.freeze();
+    after(60_000).await;
+    feed.a.freezer.thaw();
+    feed.observer.thawed(feed.a.no);
+    after(8000).await;
+    feed.is_silent();
+    after(1).await;
+    feed.says("still runs 8.001s after it was asked to stop");
 }
 
 #[tokio::test(start_paused = true)]

@@ -98,6 +98,7 @@ impl State {
     /// `stopping` ones have a deadline of their own.
     pub(super) fn judge(&mut self, seat: &Seat, health: &Health, stopping: bool) {
         let now = Instant::now();
+        self.stops_in_time(seat);
         if seat.freezer.is_frozen() || self.instances[seat.no].thawed == Some(now) {
             return;
         }

@@ -59,5 +59,6 @@ pub(crate) mod script;
 pub(crate) mod shards;
 pub(crate) mod shrink;
 mod starts;
+mod stops;
 pub(crate) mod tap;
 pub(crate) mod trace;

@@ -36,8 +36,16 @@ pub(crate) struct Rules {
     pub(crate) balance: Balance,
     pub(crate) health_max_age: Duration,
     pub(crate) stall_timeout: Duration,
+    pub(crate) shutdown_timeout: Duration,
     /// The application reads every shard from its beginning.
     pub(crate) from_start: bool,
+}
+
+impl Rules {
+    /// How long a worker waits for an answer.
+    pub(crate) fn call_timeout(&self) -> Duration {
+        (self.failover_time / 4).min(Duration::from_secs(5))
+    }
 }
 
 #[derive(Debug)]
@@ -160,7 +168,8 @@ impl Observer {
     pub(crate) fn asked_to_stop(&self, no: usize) {
         let mut state = self.lock();
         state.fleet_changes();
-        state.instances[no].stopping = true;
+        let instance = &mut state.instances[no];
+        (instance.stopping, instance.stops_since) = (true, Some(Instant::now()));
     }
 
     /// From now on the instance alone does not reach the stream, or it does again.
@@ -169,7 +178,9 @@ impl Observer {
     }
 
     pub(crate) fn thawed(&self, no: usize) {
-        self.lock().instances[no].thawed = Some(Instant::now());
+        let (instance, now) = (&mut self.lock().instances[no], Instant::now());
+        instance.thawed = Some(now);
+        instance.stops_since = instance.stops_since.map(|_| now);
     }
 
     pub(crate) fn shard_made(&self, shard: &ShardId, parents: &BTreeSet<ShardId>) {

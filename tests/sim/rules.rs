@@ -123,6 +123,8 @@ pub(super) struct Instance {
     pub(super) thawed: Option<Instant>,
     /// It was asked to stop.
     pub(super) stopping: bool,
+    /// When it was, or woke up since.
+    pub(super) stops_since: Option<Instant>,
     /// It alone does not reach the stream.
     pub(super) cut_off: bool,
     /// The user's code cannot go on with these.

@@ -1,0 +1,20 @@
+//! A stop ends in time, whenever it is asked for and whatever fails meanwhile.
+
+use super::{processor::Seat, rules::State};
+
+/// What may come on top of `shutdown_timeout`, in time-outs of calls: one or two of what was under way when the
+/// stop came, two for what is released at the deadline, two for the last heartbeat.
+const CALLS: u32 = 6;
+
+impl State {
+    /// A worker that was asked to stop, and did not stand still since, has not ended yet.
+    pub(super) fn stops_in_time(&mut self, seat: &Seat) {
+        let most = self.rules.shutdown_timeout + CALLS * self.rules.call_timeout();
+        let Some(since) = self.instances[seat.no].stops_since.filter(|_| !seat.freezer.is_frozen()) else {
+            return;
+        };
+        if since.elapsed() > most {
+            self.violate(&seat.name, format!("still runs {:?} after it was asked to stop", since.elapsed()));
+        }
+    }
+}
