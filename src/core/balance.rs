@@ -264,8 +264,9 @@ pub(crate) fn plan(
             }
             // The look is older than our request, or the request is still on its way.
             Standing::Held { .. } if asked.is_some() => mine.add(lease, &scale),
-            // Under our own name but not ours: another process may use it. Wait until it expires.
-            Standing::Held { .. } if own => {}
+            // Under our own name but not ours: another process may use it. Wait until it expires. It is our load
+            // for the others, and they take back what we would have beyond it.
+            Standing::Held { .. } if own => mine.add(lease, &scale),
             Standing::Held { .. } => {
                 let load = loads.entry(lease.owner.as_ref().unwrap_or(me)).or_default();
                 load.add(lease, &scale);

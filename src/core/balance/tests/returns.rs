@@ -72,6 +72,15 @@ fn within_the_grace_a_crashed_worker_takes_its_own_leases_once_they_have_expired
 }
 
 #[test]
+fn what_a_worker_lost_by_its_own_clock_and_nobody_took_yet_is_its_load_still() {
+    // It stood still, and has dropped what it held. For its peers its leases have not expired, or wait for it.
+    let frozen = table("a: 1 2 3 | b: 4 5 | c: 6 7 | expired: 8");
+    assert_eq!(returning(&frozen, "a", &limits()), []);
+    let joiner = returning(&frozen, "d", &limits());
+    assert_eq!(joiner, [(8, Reason::Expired)]);
+}
+
+#[test]
 fn only_within_the_grace_does_a_crashed_worker_take_its_own_beyond_the_fair_share() {
     let crashed = || table("expired: 1 2 3 | b: 4 | c: 5");
     let grace = Limits { rejoin_grace: FAILOVER, ..limits() };
