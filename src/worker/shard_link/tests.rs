@@ -169,3 +169,18 @@ async fn to_give_a_lease_up_is_tried_until_the_drain_ends_and_for_a_moment_in_an
         assert_eq!(held.link.held.why_lost(), Some(LeaseLost::Released), "over in any case");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_acknowledged_while_giving_up_is_tried_again_goes_along() {
+    let held = held("TRIM_HORIZON").await;
+    ["1", "2"].iter().for_each(|at| held.deliver(at));
+    held.link.ack_through(&position("1"));
+    held.faults.next(Op::WriteLease, 1, Fault::Unavailable);
+    let acknowledged = async {
+        clock::sleep(Duration::from_millis(10)).await;
+        held.link.ack_through(&position("2"));
+    };
+    let (given_up, ()) = tokio::join!(held.link.give_up(), acknowledged);
+    given_up.expect("the second time");
+    assert_eq!(held.row().0, "2");
+}

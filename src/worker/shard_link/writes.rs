@@ -5,7 +5,7 @@
 //! here. When to write is for `renewer` to say.
 
 use std::{
-    sync::atomic::Ordering,
+    sync::{Mutex, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -167,17 +167,20 @@ impl ShardLink {
     /// Ends the holding at the watermark, as the worker's configuration says: the lease is given up, or stays
     /// in our name and is marked as left. One that was asked for is handed over. The holding ends in any case.
     pub(in crate::worker) async fn give_up(&self) -> Result<(), CheckpointError> {
-        let (to, kept) = (self.unwritten(), self.is_kept());
-        let span = if to.is_some() { self.settle() } else { Span::none() };
+        let kept = self.is_kept();
+        let span = if self.unwritten().is_some() { self.settle() } else { Span::none() };
+        let carried = Mutex::new(None);
         let result = self
             .persist_until(self.give_up_until(), |tenure| {
-                // The watermark may have been written meanwhile by a write in doubt.
-                let last = to.clone().filter(|to| *to > tenure.row().checkpoint);
+                // As of this try: more may be acknowledged meanwhile, and a write in doubt have written some of it.
+                let last = self.unwritten().filter(|to| *to > tenure.row().checkpoint);
+                carried.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&last);
                 if kept { tenure.leave(last) } else { tenure.release(last) }
             })
             .instrument(span)
             .await;
-        if let (Ok(()), Some(to)) = (&result, to) {
+        let carried = carried.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if let (Ok(()), Some(to)) = (&result, carried) {
             self.written(to);
         }
         self.held.lose(LeaseLost::Released);
