@@ -3,7 +3,7 @@
 //! From the loads of a moment follows the least number of moves after which no worker has two leases more than
 //! another. A move that lowers it is what balancing is for. Any other is needless, and few of them are forgiven:
 //! workers that look at the same time do not know of each other's requests, nor whether one that died comes back. So
-//! after each change of the fleet every worker may be wrong once, and [`FORGIVEN`] times more in all. A change is a
+//! after each change of the fleet every worker may be wrong twice, and [`FORGIVEN`] times more in all. A change is a
 //! worker that joins, stops or dies, a resharding, and a fault that begins or ends; faults allow for nothing else.
 //! Nothing is saved up: with each change the account begins anew, and claims of leases that nobody holds, or has any
 //! more, earn nothing.
@@ -14,7 +14,7 @@ use kinesis_consumer::{Balance, ShardId};
 
 use super::{processor::Seat, rules::State, trace::short};
 
-/// Needless moves after one change of the fleet, beyond one for each worker.
+/// Needless moves after one change of the fleet, beyond two for each worker.
 const FORGIVEN: usize = 2;
 
 /// Of the time since the fleet has changed.
@@ -108,7 +108,7 @@ impl State {
             return;
         }
         let (loads, free) = self.loads(seat, from);
-        let most = FORGIVEN + self.instances.iter().filter(|one| !one.over && !one.stopping).count();
+        let most = FORGIVEN + 2 * self.instances.iter().filter(|one| !one.over && !one.stopping).count();
         let seen = format!("{loads:?} and {} free", free.len());
         self.account.needless += 1;
         let needless = self.account.needless;
