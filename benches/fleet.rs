@@ -17,11 +17,10 @@ use std::{
 
 use stage::Stage;
 use tokio::time::{Instant, sleep};
-use tracing::{Metadata, Subscriber, span::Id};
+use tracing::{Event, Metadata, Subscriber};
 use tracing_subscriber::{
     Layer,
     layer::{Context, SubscriberExt as _},
-    registry::LookupSpan,
     util::SubscriberInitExt as _,
 };
 
@@ -214,7 +213,7 @@ async fn measure(shards: usize, workers: usize, spans: &Spans) -> Row {
     }
 }
 
-/// How long looks and decisions take: the time in the spans of these names.
+/// How long looks and decisions take: the time between the events of these names.
 #[derive(Debug, Clone, Default)]
 struct Spans(Arc<Mutex<BTreeMap<&'static str, Spent>>>);
 
@@ -241,22 +240,25 @@ impl Spans {
     }
 }
 
-impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Spans {
+impl<S: Subscriber> Layer<S> for Spans {
     fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
-        metadata.is_span() && ["take_in", "plan"].contains(&metadata.name())
+        metadata.is_event() && ["take_in", "taken_in", "plan", "planned"].contains(&metadata.name())
     }
 
-    fn on_enter(&self, id: &Id, context: Context<'_, S>) {
-        let Some(span) = context.span(id) else { return };
-        self.0.lock().expect("no panic").entry(span.name()).or_default().entered_at = Some(real_now());
-    }
-
-    fn on_exit(&self, id: &Id, context: Context<'_, S>) {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let now = real_now();
-        let Some(span) = context.span(id) else { return };
+        let (what, begins) = match event.metadata().name() {
+            "take_in" => ("take_in", true),
+            "taken_in" => ("take_in", false),
+            "plan" => ("plan", true),
+            _ => ("plan", false),
+        };
         let mut spans = self.0.lock().expect("no panic");
-        let spent = spans.entry(span.name()).or_default();
-        spent.each.extend(spent.entered_at.take().map(|entered| now - entered));
+        let spent = spans.entry(what).or_default();
+        match begins {
+            true => spent.entered_at = Some(now),
+            false => spent.each.extend(spent.entered_at.take().map(|entered| now - entered)),
+        }
     }
 }
 

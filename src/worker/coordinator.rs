@@ -19,7 +19,7 @@ use std::{
 use rand::{RngExt, rngs::StdRng};
 use tokio::{select, sync::Semaphore, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::JoinMap};
-use tracing::{debug, info, trace_span, warn};
+use tracing::{debug, info, trace, warn};
 
 use crate::{
     clock,
@@ -351,8 +351,9 @@ impl Coordinator {
         let limits = self.limits();
         let Parts { me, process, rng, .. } = &mut self.parts;
         let planner = Planner { me, process: *process, held: &held, asked: &self.asked, avoided: &avoided };
-        let mut plan = trace_span!("plan", held = held.len())
-            .in_scope(|| balance::plan(&self.view, planner, &limits, now, rng));
+        trace!(name: "plan", held = held.len());
+        let mut plan = balance::plan(&self.view, planner, &limits, now, rng);
+        trace!(name: "planned", claims = plan.claims.len());
         let blind = self.sight.is_blind();
         plan.claims.retain(|claim| !blind && only.is_none_or(|only| only.contains(&claim.key)));
         let Plan { total, workers, needed, .. } = plan;

@@ -9,7 +9,7 @@ use std::{
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, trace_span, warn};
+use tracing::{debug, trace, warn};
 
 use super::Coordinator;
 use crate::{
@@ -37,11 +37,12 @@ pub(super) fn take_in(
     identity: &str,
     now: Instant,
 ) -> Vec<LeaseKey> {
-    let _span = trace_span!("take_in", leases = rows.leases.len()).entered();
+    trace!(name: "take_in", leases = rows.leases.len());
     looks.looked(rows.leases.len() + rows.workers.len(), rows.read_units, now);
     rows.leases.retain(|lease| !is_foreign(lease, identity));
     let doubtful = view.observe(rows.leases, now);
     view.observe_workers(rows.workers, now);
+    trace!(name: "taken_in", doubtful = doubtful.len());
     doubtful
 }
 
