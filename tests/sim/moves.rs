@@ -2,11 +2,12 @@
 //!
 //! From the loads of a moment follows the least number of moves after which no worker has two leases more than
 //! another. A move that lowers it is what balancing is for. Any other is needless, and few of them are forgiven:
-//! workers that look at the same time do not know of each other's requests, nor whether one that died comes back. So
-//! after each change of the fleet every worker may be wrong twice, and [`FORGIVEN`] times more in all. A change is a
-//! worker that joins, stops or dies, a resharding, and a fault that begins or ends; faults allow for nothing else.
-//! Nothing is saved up: with each change the account begins anew, and claims of leases that nobody holds, or has any
-//! more, earn nothing.
+//! workers that look at the same time do not know of each other's requests. Nor does anybody know that a worker is
+//! dead before its leases have expired: as long as a lease has no living holder nothing is judged. So after each
+//! change of the fleet every worker may be wrong twice, and [`FORGIVEN`] times more in all. A change is a worker
+//! that joins, stops or dies, a resharding, and a fault that begins or ends; faults allow for nothing else. Nothing
+//! is saved up: with each change the account begins anew, and claims of leases that nobody holds, or has any more,
+//! earn nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -108,8 +109,12 @@ impl State {
             return;
         }
         let (loads, free) = self.loads(seat, from);
+        // Some are a dead worker's, as far as its peers can know.
+        if !free.is_empty() {
+            return;
+        }
         let most = FORGIVEN + 2 * self.instances.iter().filter(|one| !one.over && !one.stopping).count();
-        let seen = format!("{loads:?} and {} free", free.len());
+        let seen = format!("{loads:?}");
         self.account.needless += 1;
         let needless = self.account.needless;
         self.note(&seat.name, || format!("moves {} from {from} for nothing: {seen}", short(shard.as_str())));
