@@ -165,15 +165,17 @@ impl Coordinator {
                     }
                 }
             }
-            if !givers.is_empty() {
-                self.expect_hand_overs();
-            }
             // Who has handed over one has often handed over more in the same moment.
             let (more, rest) = unread.into_iter().partition(|ask| givers.contains(ask.from()));
             (turn, unread) = (Vec::<HandOff>::into_iter(more).map(|ask| ask.key().clone()).collect(), rest);
             turn.truncate(MORE_AT_ONCE);
         }
+        let given: Vec<LeaseKey> = arrived.iter().map(|claim| claim.key.clone()).collect();
         self.take(arrived).await;
+        // One that cannot be claimed now is no sign that more will come.
+        if given.iter().any(|key| !self.asked.contains_key(key)) {
+            self.expect_hand_overs();
+        }
         self.parts.meter.still_asked(self.asked.keys());
         self.asked.len() < before
     }

@@ -129,6 +129,13 @@ impl Coordinator {
             self.report.cut_off.extend(self.links.keys().map(LeaseKey::shard));
             self.consumers.shutdown().await;
         }
+        if !self.given_back.is_empty() {
+            warn!(
+                leases = self.given_back.len(),
+                "not all claims and requests were given back in time; they expire"
+            );
+            self.given_back.shutdown().await;
+        }
         self.pulse.end(self.parts.config.call_timeout() * 2).await;
     }
 }

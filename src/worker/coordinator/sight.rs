@@ -45,7 +45,7 @@ impl Coordinator {
         } else {
             let failing: Vec<Option<Instant>> =
                 self.links.values().map(|link| link.signs().reads_failing).collect();
-            if failing.contains(&None) {
+            if failing.is_empty() || failing.contains(&None) {
                 // Peers are watched only while nothing can be read here: it takes a copy of their checkpoints.
                 self.sight.cut_off = CutOff::default();
                 return;

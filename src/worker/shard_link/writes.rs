@@ -173,8 +173,9 @@ impl ShardLink {
         let result = self
             .persist_until(self.give_up_until(), |tenure| {
                 // As of this try: more may be acknowledged meanwhile, and a write in doubt have written some of it.
-                let last = self.unwritten().filter(|to| *to > tenure.row().checkpoint);
-                carried.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&last);
+                let to = self.unwritten();
+                let last = to.clone().filter(|to| *to > tenure.row().checkpoint);
+                *carried.lock().unwrap_or_else(PoisonError::into_inner) = to;
                 if kept { tenure.leave(last) } else { tenure.release(last) }
             })
             .instrument(span)
