@@ -8,7 +8,7 @@ use std::{
 use tokio::{select, task::JoinSet};
 use tracing::{debug, warn};
 
-use super::Coordinator;
+use super::{Coordinator, claims};
 use crate::{
     clock,
     core::{
@@ -140,35 +140,33 @@ impl Coordinator {
         while !turn.is_empty() {
             let mut givers = BTreeSet::new();
             for (key, row) in self.read_rows(turn).await {
-                let Some(ask) = self.asked.get(&key) else { continue };
-                match row {
-                    Some(row) if row.is_coming_to(&me) && !row.is_left() => {}
+                let Some(from) = self.asked.get(&key).map(|ask| ask.from().clone()) else { continue };
+                let reason = match &row {
+                    Some(row) if row.is_coming_to(&me) && !row.is_left() => continue,
                     // Its holder stopped before it saw the request.
-                    Some(row) if row.is_coming_to(&me) => {
-                        let reason = Reason::Stolen { from: ask.from().clone() };
-                        arrived.push(Claim { key, reason, ask: false });
-                        self.view.note(row, clock::now());
-                    }
+                    Some(row) if row.is_coming_to(&me) => Reason::Stolen { from },
                     Some(row)
                         if row.holder() == Some(&me)
                             && !row.is_finished()
                             && !row.is_namesakes(&me, self.parts.process) =>
                     {
-                        givers.insert(ask.from().clone());
-                        let reason = Reason::HandedOver { from: ask.from().clone() };
-                        arrived.push(Claim { key, reason, ask: false });
-                        self.view.note(row, clock::now());
+                        givers.insert(from.clone());
+                        Reason::HandedOver { from }
                     }
                     // Ended, taken by another worker, or deleted: the rules of every look apply again.
                     _ => {
                         self.asked.remove(&key);
+                        continue;
                     }
-                }
+                };
+                row.into_iter().for_each(|row| self.view.note(row, clock::now()));
+                arrived.push(Claim { key, reason, ask: false });
             }
             // Who has handed over one has often handed over more in the same moment.
-            let (more, rest) = unread.into_iter().partition(|ask| givers.contains(ask.from()));
-            (turn, unread) = (Vec::<HandOff>::into_iter(more).map(|ask| ask.key().clone()).collect(), rest);
-            turn.truncate(MORE_AT_ONCE);
+            let (more, rest): (Vec<HandOff>, _) =
+                unread.into_iter().partition(|ask| givers.contains(ask.from()));
+            turn = more.iter().take(MORE_AT_ONCE).map(|ask| ask.key().clone()).collect();
+            unread = rest;
         }
         let given: Vec<LeaseKey> = arrived.iter().map(|claim| claim.key.clone()).collect();
         self.take(arrived).await;
@@ -193,10 +191,8 @@ fn in_turns(asked: &BTreeMap<LeaseKey, HandOff>, first: usize) -> Vec<HandOff> {
     }
     turns.sort_by_key(|(before, ask)| (*before, ask.from()));
     let mut turns: Vec<HandOff> = turns.into_iter().map(|(_, ask)| ask.clone()).collect();
-    if !turns.is_empty() {
-        let first = first % turns.len();
-        turns.rotate_left(first);
-    }
+    let first = first.checked_rem(turns.len()).unwrap_or(0);
+    turns.rotate_left(first);
     turns
 }
 
@@ -209,12 +205,8 @@ async fn withdraw(ask: HandOff, taker: Taker) {
         return;
     }
     let Ok(Some(row)) = store.get(&key).await else { return };
-    if row.owner.as_ref() == Some(taker.me.worker())
-        && row.checkpoint_owner.is_none()
-        && let Ok(Some((_, held))) = HeldLease::claim(&row, &taker).await
-    {
-        let released = held.write(|tenure| tenure.release(None)).await;
-        debug!(lease = %key, released = released.is_ok(), "handed over too late");
+    if row.owner.as_ref() == Some(taker.me.worker()) && row.checkpoint_owner.is_none() {
+        claims::give_back(HeldLease::claim(&row, &taker).await, &key, "handed over too late").await;
     }
 }
 

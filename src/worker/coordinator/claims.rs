@@ -115,11 +115,8 @@ impl Coordinator {
         self.given_back.spawn(self.parts.gate.pass(async move {
             let mut releases = JoinSet::new();
             while let Some(Ok((claim, _, won))) = under_way.join_next().await {
-                let Ok(Some((_, held))) = won else { continue };
-                releases.spawn(gate.pass(async move {
-                    let released = held.write(|tenure| tenure.release(None)).await;
-                    debug!(lease = %claim.key, released = released.is_ok(), "claimed too late");
-                }));
+                releases
+                    .spawn(gate.pass(async move { give_back(won, &claim.key, "claimed too late").await }));
             }
             while releases.join_next().await.is_some() {}
         }));
@@ -247,7 +244,15 @@ impl Coordinator {
 }
 
 /// What a claim came to: the lease as it is held now, or nothing if another worker was faster.
-type Won = Result<Option<(Lease, HeldLease)>, LeaseError>;
+pub(super) type Won = Result<Option<(Lease, HeldLease)>, LeaseError>;
+
+/// Gives up a lease that was won and that nobody works on here. What fails expires.
+pub(super) async fn give_back(won: Won, key: &LeaseKey, why: &'static str) {
+    if let Ok(Some((_, held))) = won {
+        let released = held.write(|tenure| tenure.release(None)).await;
+        debug!(lease = %key, released = released.is_ok(), why, "lease given back");
+    }
+}
 
 /// Claims a lease. A parent whose row was not seen may be one that could not be read: the shard begins
 /// only if the row is truly gone, or finished. Otherwise the race counts as lost.

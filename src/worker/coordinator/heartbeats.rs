@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, trace, warn};
 
-use super::Coordinator;
+use super::{Coordinator, claims};
 use crate::{
     clock,
     config::{Config, Heartbeat},
@@ -127,10 +127,8 @@ impl Coordinator {
         for lease in stray {
             let taker = self.taker_of_one();
             self.given_back.spawn(self.parts.gate.pass(async move {
-                if let Ok(Some((_, held))) = HeldLease::claim(&lease, &taker).await {
-                    let released = held.write(|tenure| tenure.release(None)).await;
-                    debug!(lease = %lease.key, released = released.is_ok(), "lease that was nobody's given up");
-                }
+                claims::give_back(HeldLease::claim(&lease, &taker).await, &lease.key, "it was nobody's")
+                    .await;
             }));
         }
     }
