@@ -21,7 +21,7 @@ use tracing::debug;
 use crate::{
     clock,
     core::lease::{CheckpointGoesBack, Claimant, Lease, LeaseKey, LeaseWrite, OwnerChange, Tenure},
-    error::LeaseLost,
+    error::{CheckpointError, LeaseLost},
     io::{LeaseError, LeaseStore},
     worker::pulse::{Heart, Pulse},
 };
@@ -77,6 +77,9 @@ impl Standing {
     }
 }
 
+/// For how long a write that somebody waits for is tried again.
+pub(super) const PATIENCE: Duration = Duration::from_secs(3);
+
 /// Why a write of a holder was not made.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum WriteError {
@@ -87,6 +90,16 @@ pub(super) enum WriteError {
     /// Unknown whether it was applied. The lease is still held.
     #[error(transparent)]
     Unavailable(LeaseError),
+}
+
+impl From<WriteError> for CheckpointError {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::Lost(why) => Self::LeaseLost(why),
+            WriteError::GoesBack(error) => Self::Unavailable(error.into()),
+            WriteError::Unavailable(error) => Self::Unavailable(error.into()),
+        }
+    }
 }
 
 impl HeldLease {
@@ -329,6 +342,22 @@ impl HeldLease {
                 }
                 Err(error) => return Err(WriteError::Unavailable(error)),
             }
+        }
+    }
+
+    /// Makes one write, and again until then or until the lease is lost, while the table does not answer.
+    pub(super) async fn write_until(
+        &self,
+        until: Instant,
+        make: impl Fn(&Tenure) -> Result<LeaseWrite, CheckpointGoesBack> + Send + Sync,
+    ) -> Result<(), WriteError> {
+        let mut delay = Duration::from_millis(50);
+        loop {
+            match self.write(&make).await {
+                Err(WriteError::Unavailable(_)) if clock::now() + delay < until => clock::sleep(delay).await,
+                settled => return settled,
+            }
+            delay = (delay * 2).min(Duration::from_secs(1));
         }
     }
 

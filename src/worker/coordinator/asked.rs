@@ -199,21 +199,70 @@ fn in_turns(asked: &BTreeMap<LeaseKey, HandOff>, first: usize) -> Vec<HandOff> {
 /// Takes back a request that has not been met; a lease that was handed over in this moment is given up.
 /// What fails here expires.
 async fn withdraw(ask: HandOff, taker: Taker) {
-    let (key, store) = (ask.key().clone(), taker.store.clone());
+    let (key, from, store) = (ask.key().clone(), ask.from().clone(), taker.store.clone());
     if store.hand_off(&ask.withdrawn()).await.is_ok() {
         debug!(lease = %key, "request withdrawn");
         return;
     }
     let Ok(Some(row)) = store.get(&key).await else { return };
-    if row.owner.as_ref() == Some(taker.me.worker()) && row.checkpoint_owner.is_none() {
+    // Not one that has been begun meanwhile, here or by a namesake.
+    if row.awaits(taker.me.worker()) == Some(&from) {
         claims::give_back(HeldLease::claim(&row, &taker).await, &key, "handed over too late").await;
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::core::lease::Checkpoint;
+    use crate::{
+        core::lease::{Checkpoint, Claimant, Tenure},
+        io::{
+            LeaseStore,
+            faulty::{Fault, Faults, FaultyLeaseStore, Op},
+            memory::MemoryLeaseStore,
+        },
+    };
+
+    /// A request of `me` that its holder has met, the table with the row, and the faults on the way to it.
+    async fn handed_over() -> (HandOff, MemoryLeaseStore, Faults, Taker) {
+        let table = MemoryLeaseStore::new();
+        let row = Lease::new(&"shardId-0".into(), Checkpoint::TrimHorizon);
+        table.put_row(row.clone());
+        let claim = row.claim(&Claimant::new(&"holder".into(), 1, 1));
+        let mut tenure = Tenure::taken(table.claim(&claim).await.expect("no error"), &claim, clock::now())
+            .expect("the row of the claim");
+        let ask = tenure.row().ask(&"me".into()).expect("a holder to ask");
+        table.hand_off(&ask).await.expect("no error");
+        assert!(tenure.notice(&table.rows()[0]));
+        table.write(&tenure.release(None).expect("no checkpoint")).await.expect("no error");
+        let faults = Faults::new(1);
+        let store: Arc<dyn LeaseStore> = Arc::new(FaultyLeaseStore::new(table.clone(), faults.clone()));
+        let me = Claimant::new(&"me".into(), 2, 1);
+        (ask, table, faults, Taker { me, store, failover_time: Duration::from_secs(10), heart: None })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_is_handed_over_too_late_is_given_up_however_often_it_takes() {
+        let (ask, table, faults, taker) = handed_over().await;
+        // The claim, and then its release.
+        faults.next(Op::WriteLease, 1, Fault::Delay(Duration::ZERO));
+        faults.next(Op::WriteLease, 2, Fault::Unavailable);
+        withdraw(ask, taker).await;
+        assert_eq!(table.rows()[0].owner, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_was_begun_meanwhile_is_not_taken_back_with_its_request() {
+        let (ask, table, _, taker) = handed_over().await;
+        for process in [2, 3] {
+            let begun = Claimant::new(&"me".into(), process, 7);
+            let row = table.claim(&table.rows()[0].claim(&begun)).await.expect("no error");
+            withdraw(ask.clone(), taker.clone()).await;
+            assert_eq!(table.rows(), [row]);
+        }
+    }
 
     #[test]
     fn each_holder_has_its_turn_before_any_has_another() {

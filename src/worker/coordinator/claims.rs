@@ -21,7 +21,7 @@ use crate::{
         consumer::Consumer,
         coordinator::CALLS_AT_ONCE,
         events::Event,
-        held_lease::{HeldLease, Taker},
+        held_lease::{HeldLease, PATIENCE, Taker},
         reader,
         renewer::cause,
         shard_link::{ShardLink, Terms},
@@ -246,10 +246,10 @@ impl Coordinator {
 /// What a claim came to: the lease as it is held now, or nothing if another worker was faster.
 pub(super) type Won = Result<Option<(Lease, HeldLease)>, LeaseError>;
 
-/// Gives up a lease that was won and that nobody works on here. What fails expires.
+/// Gives up a lease that was won and that nobody works on here. What fails for long expires.
 pub(super) async fn give_back(won: Won, key: &LeaseKey, why: &'static str) {
     if let Ok(Some((_, held))) = won {
-        let released = held.write(|tenure| tenure.release(None)).await;
+        let released = held.write_until(clock::now() + PATIENCE, |tenure| tenure.release(None)).await;
         debug!(lease = %key, released = released.is_ok(), why, "lease given back");
     }
 }

@@ -6,7 +6,7 @@
 
 use std::{
     sync::{Mutex, PoisonError, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use tracing::{Instrument, Span};
@@ -19,11 +19,8 @@ use crate::{
         shard::Position,
     },
     error::{CheckpointError, LeaseLost},
-    worker::held_lease::WriteError,
+    worker::held_lease::{PATIENCE, WriteError},
 };
-
-/// How long a write that the user waits for is tried before the user is told.
-const PATIENCE: Duration = Duration::from_secs(3);
 
 impl ShardLink {
     /// The span of a checkpoint's write.
@@ -122,33 +119,12 @@ impl ShardLink {
         if within { Ok(()) } else { Err(CheckpointError::OutOfRange { asked: asked.clone(), least, most }) }
     }
 
-    /// Tries a write for a while; throttling and time-outs are worth it.
+    /// Makes a write that the user waits for; throttling and time-outs are worth trying again.
     pub(in crate::worker) async fn persist(
         &self,
         make: impl Fn(&Tenure) -> Result<LeaseWrite, CheckpointGoesBack> + Send + Sync,
     ) -> Result<(), CheckpointError> {
-        self.persist_until(clock::now() + PATIENCE, make).await
-    }
-
-    /// Tries a write until then, or until the lease is lost.
-    async fn persist_until(
-        &self,
-        until: Instant,
-        make: impl Fn(&Tenure) -> Result<LeaseWrite, CheckpointGoesBack> + Send + Sync,
-    ) -> Result<(), CheckpointError> {
-        let mut delay = Duration::from_millis(50);
-        loop {
-            match self.held.write(&make).await {
-                Ok(()) => return Ok(()),
-                Err(WriteError::Lost(why)) => return Err(CheckpointError::LeaseLost(why)),
-                Err(WriteError::GoesBack(error)) => return Err(CheckpointError::Unavailable(error.into())),
-                Err(WriteError::Unavailable(error)) if clock::now() + delay >= until => {
-                    return Err(CheckpointError::Unavailable(error.into()));
-                }
-                Err(WriteError::Unavailable(_)) => clock::sleep(delay).await,
-            }
-            delay = (delay * 2).min(Duration::from_secs(1));
-        }
+        Ok(self.held.write_until(clock::now() + PATIENCE, make).await?)
     }
 
     /// Until when giving the lease up is worth trying: the end of the drain, once there is one, and a moment
@@ -171,7 +147,8 @@ impl ShardLink {
         let span = if self.unwritten().is_some() { self.settle() } else { Span::none() };
         let carried = Mutex::new(None);
         let result = self
-            .persist_until(self.give_up_until(), |tenure| {
+            .held
+            .write_until(self.give_up_until(), |tenure| {
                 // As of this try: more may be acknowledged meanwhile, and a write in doubt have written some of it.
                 let to = self.unwritten();
                 let last = to.clone().filter(|to| *to > tenure.row().checkpoint);
@@ -185,7 +162,7 @@ impl ShardLink {
             self.written(to);
         }
         self.held.lose(LeaseLost::Released);
-        result
+        Ok(result?)
     }
 }
 
