@@ -243,3 +243,23 @@ async fn what_was_handed_over_is_noticed_at_once_however_little_may_be_read() {
     second.stop().await;
     first.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_was_asked_for_and_is_not_handed_over_counts_as_taken() {
+    let world = World::shards(8);
+    (0..8).for_each(|shard| world.put(shard, ["never done"]));
+    let stuck = world.probe_with(|_, _| std::future::pending());
+    let first = run(world.worker("a").build(stuck).expect("valid"));
+    until("records in hand", || (0..8).all(|shard| !world.trace.batches(shard).is_empty())).await;
+    let config = Config { max_leases_to_steal_at_one_time: Some(2), ..config() };
+    let second = run(world.worker_with("b", config).build(world.probe()).expect("valid"));
+    let asked_for = || world.table.rows().iter().filter(|row| row.checkpoint_owner.is_some()).count();
+    until("requests", || asked_for() == 2).await;
+    let began = Instant::now();
+    while began.elapsed() < FAILOVER {
+        tokio::time::sleep(SECOND / 10).await;
+        assert_eq!(asked_for(), 2);
+    }
+    second.crash().await;
+    first.crash().await;
+}
