@@ -124,12 +124,13 @@ cargo mutants --in-place --no-shuffle --colors never --timeout 60 --output .. "$
 cd ../mutants.out
 echo "caught $(wc -l <caught.txt), missed $(wc -l <missed.txt), timeouts $(wc -l <timeout.txt)," \
   "unviable $(wc -l <unviable.txt)"
-# Known by what they change, not by their line: that moves.
+# Known by what they change, not by their line: that moves. A row explains one mutant.
 unexplained=0
 while IFS= read -r mutant; do
   [ -n "$mutant" ] || continue
   what=$(sed -E 's/^([^:]*):[0-9]+:[0-9]+:/\1:/' <<<"$mutant")
-  if ! grep -qF "\`$what\`" "$root/tests/mutants.md"; then
+  alike=$(sed -E 's/^([^:]*):[0-9]+:[0-9]+:/\1:/' missed.txt | grep -cxF "$what")
+  if [ "$alike" -gt "$(grep -cF "\`$what\`" "$root/tests/mutants.md")" ]; then
     echo "missed, and not explained in tests/mutants.md: $mutant"
     unexplained=1
   fi

@@ -128,14 +128,18 @@ mod tests {
     async fn a_zombie_counts_nothing_twice() {
         let (stream, database) = (TestStream::new(1), Database::default());
         let frozen = start(&stream, "a", &database);
-        stream.put("ann", "40");
-        stream.all_done().await;
+        database.set_down(true);
+        stream.put("ann", "42");
+        stream.until("a failed try", |stream| stream.times_delivered("42") == 1).await;
+        // It wakes up with the record still in hand, to be tried again.
         frozen.freeze();
+        database.set_down(false);
         let _second = start(&stream, "b", &database);
-        stream.put("ann", "2");
         stream.all_done().await;
+        let delivered = stream.deliveries();
         frozen.thaw();
         tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(stream.deliveries(), delivered, "its lease is another's");
         assert_eq!(database.total("ann"), 42);
     }
 

@@ -57,6 +57,8 @@ pub(crate) struct Setup {
     pub(crate) limits: Limits,
     /// How many milliseconds a request takes at most, and so does its reply, where nothing is wrong.
     pub(crate) latency: u64,
+    /// How much the clocks of all hosts are ahead of the stream's.
+    pub(crate) clock_behind: Duration,
 }
 
 impl Setup {
@@ -86,6 +88,7 @@ impl Setup {
             hot: 0.0,
             limits: Limits::none(),
             latency: 0,
+            clock_behind: Duration::ZERO,
         }
     }
 
@@ -138,7 +141,10 @@ impl World {
             from_start: setup.config.initial_position == kinesis_consumer::InitialPosition::TrimHorizon,
         };
         aggregate_by(setup.aggregated);
-        let stream = MemoryStream::new("stream", setup.shards).with_limits(setup.limits);
+        let mut stream = MemoryStream::new("stream", setup.shards).with_limits(setup.limits);
+        if !setup.clock_behind.is_zero() {
+            stream = stream.with_clock_behind(setup.clock_behind);
+        }
         let table = MemoryLeaseStore::new();
         let mut world = Self {
             observer: Arc::new(Observer::new(rules, setup.recording)),

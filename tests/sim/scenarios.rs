@@ -15,6 +15,7 @@ use super::{
     instances::Life,
     line::Quality,
     processor::Temper,
+    run::{STREAM_OPS, TABLE_OPS},
 };
 
 pub(super) const SECOND: Duration = Duration::from_secs(1);
@@ -55,6 +56,7 @@ pub(super) fn owned(world: &World, name: &str) -> usize {
 in_both_modes!(
     an_outage_of_the_table_ends_no_worker_and_all_leases_are_held_again_soon_after,
     no_lease_is_lost_while_six_of_ten_calls_of_the_table_are_throttled,
+    leases_are_held_again_soon_after_every_call_of_the_table_was_throttled,
     lost_replies_cost_no_lease,
     checkpoints_and_renewals_of_one_worker_never_refuse_each_other,
     a_worker_that_was_frozen_delivers_nothing_on_a_lease_that_is_not_its_own,
@@ -75,6 +77,7 @@ in_both_modes!(
     a_second_process_with_the_same_id_ends_and_disturbs_nobody,
     a_table_full_of_finished_rows_is_looked_at_within_the_budget,
     a_start_at_latest_during_a_split_misses_no_later_record,
+    hosts_whose_clocks_are_wrong_lose_no_lease_and_no_record,
     a_stop_at_any_moment_ends_in_time_and_frees_every_lease,
     a_settled_fleet_moves_nothing_and_writes_little,
 );
@@ -98,7 +101,7 @@ async fn an_outage_of_the_table_ends_no_worker_and_all_leases_are_held_again_soo
     is_clean(&world);
 }
 
-/// F2: most writes are throttled for ten minutes.
+/// F2: three, and six, of ten calls are throttled for ten minutes.
 async fn no_lease_is_lost_while_six_of_ten_calls_of_the_table_are_throttled() {
     // The rate at which renewals are tried again suffices for all but a few in ten thousand.
     let setup = Setup::new(2, 8);
@@ -106,26 +109,41 @@ async fn no_lease_is_lost_while_six_of_ten_calls_of_the_table_are_throttled() {
     let mut world = settled(Setup { config, ..setup }, 2).await;
     world.advance(30 * SECOND).await;
     let moves = world.observer.moves();
-    for no in 0..2 {
-        for op in [Op::ListLeases, Op::GetLease, Op::WriteLease] {
-            world.instances[no].table_faults.chance(op, 0.6, Fault::Throttled);
+    for share in [0.3, 0.6] {
+        every_table_call(&world, share, Fault::Throttled);
+        for _ in 0..600 {
+            world.put(2);
+            world.advance(SECOND).await;
         }
+        assert_eq!(world.observer.moves(), moves, "leases moved");
+        (0..2).for_each(|no| world.instances[no].table_faults.heal());
+        reads_everything(&mut world, 10 * SECOND).await;
     }
-    for _ in 0..600 {
-        world.put(2);
-        world.advance(SECOND).await;
+}
+
+/// F2: all of them, for ten minutes.
+async fn leases_are_held_again_soon_after_every_call_of_the_table_was_throttled() {
+    let mut world = settled(Setup::new(2, 8), 2).await;
+    every_table_call(&world, 1.0, Fault::Throttled);
+    world.advance(600 * SECOND).await;
+    assert_eq!(world.running().len(), 2, "no worker has ended");
+    world.put(50);
+    (0..2).for_each(|no| world.instances[no].table_faults.heal());
+    reads_everything(&mut world, 5 * SECOND).await;
+}
+
+/// Each call of each worker to the table meets the fault with this probability.
+fn every_table_call(world: &World, share: f64, fault: Fault) {
+    for instance in &world.instances {
+        TABLE_OPS.iter().for_each(|op| instance.table_faults.chance(*op, share, fault));
     }
-    assert_eq!(world.observer.moves(), moves, "leases moved");
-    reads_everything(&mut world, 10 * SECOND).await;
 }
 
 /// F3: writes are applied and their replies lost.
 async fn lost_replies_cost_no_lease() {
     let mut world = settled(Setup::new(3, 4), 2).await;
     let moves = world.observer.moves();
-    for no in 0..2 {
-        world.instances[no].table_faults.chance(Op::WriteLease, 0.5, Fault::LostReply);
-    }
+    every_table_call(&world, 0.5, Fault::LostReply);
     for _ in 0..60 {
         world.put(3);
         world.advance(SECOND).await;
@@ -364,13 +382,9 @@ async fn throttled_reads_starve_no_shard() {
 /// F25: the credentials are refused for ten minutes.
 async fn refused_credentials_end_no_running_worker() {
     let mut world = settled(Setup::new(25, 4), 2).await;
-    for no in 0..2 {
-        for op in [Op::ListLeases, Op::GetLease, Op::CreateLease, Op::WriteLease, Op::HandOff] {
-            world.instances[no].table_faults.chance(op, 1.0, Fault::Denied);
-        }
-        for op in [Op::ListShards, Op::OpenIterator, Op::ReadRecords] {
-            world.instances[no].stream_faults.chance(op, 1.0, Fault::Denied);
-        }
+    every_table_call(&world, 1.0, Fault::Denied);
+    for instance in &world.instances {
+        STREAM_OPS.iter().for_each(|op| instance.stream_faults.chance(*op, 1.0, Fault::Denied));
     }
     world.advance(600 * SECOND).await;
     assert_eq!(world.running().len(), 2);
@@ -460,6 +474,26 @@ async fn a_start_at_latest_during_a_split_misses_no_later_record() {
         world.split(1);
         world.put(20);
         reads_everything(&mut world, 15 * SECOND).await;
+    }
+}
+
+/// F8: the hosts' clocks are ahead of the stream's, by little and by much.
+async fn hosts_whose_clocks_are_wrong_lose_no_lease_and_no_record() {
+    for (seed, behind) in [(80, SECOND), (81, 300 * SECOND), (82, 3600 * SECOND)] {
+        for initial_position in [InitialPosition::TrimHorizon, InitialPosition::Latest] {
+            let setup = Setup::new(seed, 4);
+            let config = Config { initial_position, ..setup.config };
+            let mut world = settled(Setup { config, clock_behind: behind, ..setup }, 3).await;
+            reads_everything(&mut world, 5 * SECOND).await;
+            let moves = world.observer.moves();
+            world.put(20);
+            world.advance(60 * SECOND).await;
+            assert_eq!(world.observer.moves(), moves, "leases moved");
+            world.split(0);
+            world.crash(0).await;
+            world.put(20);
+            reads_everything(&mut world, 10 * SECOND).await;
+        }
     }
 }
 

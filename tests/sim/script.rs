@@ -129,6 +129,9 @@ impl fmt::Display for Script {
         if setup.limits != Limits::none() {
             writeln!(f, "reads are limited as by AWS")?;
         }
+        if !setup.clock_behind.is_zero() {
+            writeln!(f, "the hosts' clocks are {:?} ahead of the stream's", setup.clock_behind)?;
+        }
         if !setup.unequal.is_empty() {
             writeln!(f, "most leases of each worker, in turn: {:?}", setup.unequal)?;
         }
@@ -272,7 +275,15 @@ impl Script {
             true => (0..apart.random_range(2..=4)).map(|_| apart.random_range(1..=8)).collect(),
             false => Vec::new(),
         };
+        let apart = &mut StdRng::seed_from_u64(seed ^ 0xc1_0c4);
+        // A reset names a time of the host's.
+        let is_reset = steps.iter().any(|(_, step)| matches!(step, Step::Reset { .. }));
+        let clock_behind = match apart.random_bool(0.15) && !is_reset {
+            true => Duration::from_millis(apart.random_range(1..=3_600_000)),
+            false => Duration::ZERO,
+        };
         let setup = Setup {
+            clock_behind,
             unequal,
             hot,
             limits,
