@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Balance, Load};
+use super::{Balance, rows::Load};
 use crate::core::lease::{Lease, WorkerId};
 
 /// Loads may differ from their mean by this part of it. KCL: `reBalanceThresholdPercentage`.
@@ -30,17 +30,17 @@ impl Scale {
 }
 
 /// The even spread of all leases that can be worked on over all workers.
-pub(super) struct Even {
-    scale: Scale,
+pub(super) struct Even<'a> {
+    scale: &'a Scale,
     /// What an idle shard weighs, or all of them would end with one worker.
     least: f64,
     /// The weight of a worker's share.
     pub(super) mean: f64,
 }
 
-impl Even {
+impl<'s> Even<'s> {
     pub(super) fn new<'a>(
-        scale: Scale,
+        scale: &'s Scale,
         mine: &Load<'_>,
         loads: &BTreeMap<&WorkerId, Load<'_>>,
         open: impl Iterator<Item = &'a Lease>,
@@ -93,7 +93,7 @@ mod tests {
         let peer = WorkerId::from("peer");
         // Four leases that bring 60 KiB/s and weigh 1.5 more each; one of which nothing is known weighs 16.5.
         let even =
-            Even::new(scale, &load(2, 30.0), &[(&peer, load(2, 30.0))].into(), std::iter::empty::<&Lease>());
+            Even::new(&scale, &load(2, 30.0), &[(&peer, load(2, 30.0))].into(), std::iter::empty::<&Lease>());
         assert_eq!((even.mean, even.least), (33.0, 1.5));
         for (count, kbps, coming, room) in [
             (1, 10.0, 0, true),

@@ -7,7 +7,7 @@ use std::{cmp::Reverse, collections::BTreeMap};
 
 use rand::{Rng, seq::SliceRandom};
 
-use super::{Claim, Load, Reason, scale::Even};
+use super::{Claim, Reason, rows::Load, scale::Even};
 use crate::core::lease::{Lease, WorkerId};
 
 /// What a worker that steals has, and how much it may take.
@@ -96,7 +96,7 @@ fn part_of<'a>(
 pub(super) fn by_throughput(
     loads: BTreeMap<&WorkerId, Load<'_>>,
     thief: &Thief<'_>,
-    even: &Even,
+    even: &Even<'_>,
     rng: &mut impl Rng,
 ) -> Vec<Claim> {
     let mut claims = Vec::new();
