@@ -43,6 +43,8 @@ pub mod io;
 pub mod local;
 pub mod metrics;
 mod processing;
+#[cfg(test)]
+mod spoiled;
 #[cfg(any(test, feature = "test-util"))]
 pub mod testing;
 mod worker;

@@ -66,7 +66,7 @@ fn main() -> ExitCode {
     if let Some(code) = health::cli() {
         return code;
     }
-    match env::args().nth(1).as_deref() {
+    match env::args_os().nth(1).map(|command| command.to_string_lossy().into_owned()).as_deref() {
         None => {}
         Some("config") => return show_settings(),
         Some(other) => {
@@ -86,7 +86,7 @@ fn main() -> ExitCode {
 // Waiting for AWS takes no core, and a node has many. Give it more if your work is on the CPU.
 #[tokio::main(worker_threads = 2)]
 async fn consume() -> Result<ExitCode, Box<dyn Error>> {
-    let settings = match settings::load(env::vars()) {
+    let settings = match settings::load(env::vars_os()) {
         Ok(settings) => settings,
         Err(problems) => return Ok(refused(&problems)),
     };
@@ -144,7 +144,7 @@ async fn run(worker: Worker, mut page: Exposition) -> Result<Report, Box<dyn Err
 
 /// `config`: for a look before a deploy. Standard output is what the consumer would run with.
 fn show_settings() -> ExitCode {
-    let settings = match settings::load(env::vars()) {
+    let settings = match settings::load(env::vars_os()) {
         Ok(settings) => settings,
         Err(problems) => return refused(&problems),
     };

@@ -4,7 +4,7 @@
 //! of [`Config`], and five of the service itself. A name that is none is refused, so that a typing error cannot
 //! turn into a default; a name of the Java KCL is taken for ours, with a hint, where there is an equivalent.
 
-use std::{collections::BTreeMap, fs, net::SocketAddr};
+use std::{collections::BTreeMap, ffi::OsString, fs, net::SocketAddr};
 
 use kinesis_consumer::Config;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -98,9 +98,20 @@ impl Theirs {
 }
 
 /// Reads the settings; on failure says all that is wrong with them.
-pub(crate) fn load(variables: impl Iterator<Item = (String, String)>) -> Result<Settings, Vec<String>> {
-    let variables: BTreeMap<_, _> = variables.filter(|(name, _)| name.starts_with(PREFIX)).collect();
+pub(crate) fn load(variables: impl Iterator<Item = (OsString, OsString)>) -> Result<Settings, Vec<String>> {
     let mut problems = Vec::new();
+    // Others' variables may be any bytes.
+    let ours = variables.filter_map(|(name, value)| {
+        let name = name.to_string_lossy().into_owned();
+        name.starts_with(PREFIX).then_some((name, value))
+    });
+    let mut variables = BTreeMap::new();
+    for (name, value) in ours {
+        match value.into_string() {
+            Ok(value) => _ = variables.insert(name, value),
+            Err(_) => problems.push(format!("{name}: it is no text in UTF-8")),
+        }
+    }
     let mut given = match variables.get(FILE).map(|path| read(path)) {
         None => Map::new(),
         Some(Ok(given)) => given,

@@ -54,8 +54,11 @@ impl Incarnation {
 
     /// The number of the worker's process; none if the key was not written by this crate.
     pub fn process(&self) -> Option<u64> {
-        let (process, _) = self.0.strip_prefix(PREFIX)?.split_once('.')?;
-        u64::from_str_radix(process, 16).ok()
+        let (run, worker) = self.0.strip_prefix(PREFIX)?.split_once('/')?;
+        let (process, number) = run.split_once('.')?;
+        let (process, number) = (u64::from_str_radix(process, 16).ok()?, number.parse().ok()?);
+        // Only as it is written: signs, capitals or other lengths make it another key.
+        (Self::new(&worker.into(), process, number) == *self).then_some(process)
     }
 
     /// Whether it is one of `worker`.
@@ -266,6 +269,15 @@ mod tests {
         }
         for key in ["", "worker/", "worker/x", "worker/x/", "shardId-000000000000"] {
             assert_eq!(Incarnation::parse(key), None, "{key}");
+        }
+        for key in [
+            "worker/+00000000000beef.1/a",
+            "worker/BEEF.1/a",
+            "worker/000000000000beef.x/a",
+            "worker/beef/a.b",
+        ] {
+            let read = Incarnation::parse(key).expect("it names a worker");
+            assert_eq!(read.process(), None, "{key} is not as this crate writes it");
         }
     }
 

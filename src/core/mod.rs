@@ -32,3 +32,5 @@ pub(crate) mod testdata;
 pub(crate) mod throughput;
 pub(crate) mod trace_context;
 pub(crate) mod watermark;
+#[cfg(test)]
+mod written_by_others;

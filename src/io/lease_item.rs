@@ -403,7 +403,8 @@ impl<'a> Row<'a> {
 
     fn number<T: FromStr>(self, name: &'static str) -> Result<Option<T>, BadItem> {
         let Some(digits) = self.typed(name, "number", AttributeValue::as_n)? else { return Ok(None) };
-        digits.parse().map(Some).map_err(|_| self.bad(name, format!("cannot be {digits}")))
+        let shown = || digits.chars().take(40).collect::<String>();
+        digits.parse().map(Some).map_err(|_| self.bad(name, format!("cannot be {:?}", shown())))
     }
 
     /// A number from 0 to that of a Java `long`, so that it can still be raised here.

@@ -133,8 +133,15 @@ fn key_of(item: &Item) -> &str {
 }
 
 /// A row with every attribute.
-#[derive(Clone, PartialEq)]
+#[derive(Clone)]
 pub(crate) struct Row(Item);
+
+/// The members of a set come from DynamoDB in any order.
+impl PartialEq for Row {
+    fn eq(&self, other: &Self) -> bool {
+        self.to_line() == other.to_line()
+    }
+}
 
 /// A row may hold application state, which may be secret.
 impl fmt::Debug for Row {
@@ -178,7 +185,7 @@ impl Row {
         let Value::Object(attributes) = parsed else { return Err(NotARow("it is no object".into())) };
         let attribute = |(name, value): (String, Value)| match from_json(&value) {
             Some(value) => Ok((name, value)),
-            None => Err(NotARow(format!("attribute {name:?}"))),
+            None => Err(NotARow(format!("attribute {:?}", name.chars().take(140).collect::<String>()))),
         };
         let row = Self(attributes.into_iter().map(attribute).collect::<Result<_, _>>()?);
         if row.key().is_empty() {
@@ -226,7 +233,8 @@ fn from_json(value: &Value) -> Option<AttributeValue> {
         "N" => AttributeValue::N(text(value)?),
         "B" => AttributeValue::B(blob(text(value)?)?),
         "BOOL" => AttributeValue::Bool(value.as_bool()?),
-        "NULL" => AttributeValue::Null(value.as_bool()?),
+        // DynamoDB knows no other.
+        "NULL" => value.as_bool()?.then_some(AttributeValue::Null(true))?,
         "SS" => AttributeValue::Ss(texts(value)?),
         "NS" => AttributeValue::Ns(texts(value)?),
         "BS" => AttributeValue::Bs(texts(value)?.into_iter().map(blob).collect::<Option<_>>()?),
@@ -339,11 +347,22 @@ mod tests {
             ("[]", "no object"),
             ("{}", "no leaseKey"),
             ("{\"leaseKey\":{\"S\":\"a\"},\"x\":1}", "\"x\""),
+            ("{\"leaseKey\":{\"S\":\"a\"},\"x\":{\"NULL\":false}}", "\"x\""),
             ("{\"leaseKey\":{\"S\":\"a\"},\"x\":{\"S\":\"a\",\"N\":\"1\"}}", "\"x\""),
         ] {
             let refused = Row::from_line(line).expect_err(line).to_string();
             assert!(refused.contains(why), "{refused}");
         }
+    }
+
+    #[test]
+    fn rows_are_the_same_in_whatever_order_their_sets_come() {
+        let row = |parents: &str| {
+            let line = format!(r#"{{"leaseKey":{{"S":"a"}},"parentShardId":{{"SS":[{parents}]}}}}"#);
+            Row::from_line(&line).expect("a row")
+        };
+        assert_eq!(row(r#""b","a""#), row(r#""a","b""#));
+        assert_ne!(row(r#""a""#), row(r#""a","b""#));
     }
 
     #[test]

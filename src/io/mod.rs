@@ -21,6 +21,8 @@ mod prometheus;
 mod sdk_client;
 mod sdk_error;
 mod worker_item;
+#[cfg(test)]
+mod written_by_others;
 
 use std::{
     fmt,
