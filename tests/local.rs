@@ -223,10 +223,11 @@ async fn errors_are_told_apart_by_what_the_caller_does_next() {
         ("UnrecognizedClientException", "Denied"),
         ("InternalFailure", "Unavailable"),
         ("KMSDisabledException", "Unavailable"),
+        ("ResourceInUseException", "Unavailable"),
     ] {
         assert_eq!(kind(code).await, expected, "{code}");
     }
-    assert_eq!(aws.calls("GetRecords"), 9, "no call is repeated");
+    assert_eq!(aws.calls("GetRecords"), 10, "no call is repeated");
     aws.inject("DescribeStreamSummary", 1, &Fault::error("ResourceNotFoundException"));
     assert!(matches!(source.describe().await, Err(SourceError::NoStream { .. })));
 }

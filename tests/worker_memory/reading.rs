@@ -41,6 +41,18 @@ async fn an_iterator_that_expires_behind_a_slow_handler_costs_no_record_and_repe
 }
 
 #[tokio::test(start_paused = true)]
+async fn shards_are_listed_at_the_start_and_never_at_rest() {
+    let world = World::shards(4);
+    let worker = run(world.worker("a").build(world.probe()).expect("valid"));
+    until("all leases", || world.owners() == ["a"; 4]).await;
+    let listed = world.faults.calls(Op::ListShards);
+    assert!((1..=3).contains(&listed), "{listed} times");
+    tokio::time::sleep(600 * SECOND).await;
+    assert_eq!(world.faults.calls(Op::ListShards), listed);
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn reads_that_fail_in_every_way_cost_no_record_and_repeat_none() {
     let world = World::of(MemoryStream::new("stream", 2).with_iterator_lifetime(3 * SECOND));
     for (op, chance) in [(Op::ReadRecords, 0.1), (Op::OpenIterator, 0.2), (Op::ListShards, 0.2)] {

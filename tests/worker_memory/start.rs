@@ -1,11 +1,13 @@
 //! Where an application begins, and what a start refuses.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use async_trait::async_trait;
 use kinesis_consumer::{
-    Checkpoint, Config, InitialPosition, Lease, LeaseTable, Record, WorkerError,
+    Checkpoint, Config, InitialPosition, Lease, LeaseTable, Record, Shard, ShardId, WorkerError,
     io::{
-        LeaseError, LeaseStore,
+        LeaseError, LeaseStore, Page, RecordSource, ShardFilter, ShardIterator, SourceError, StartFrom,
+        StreamDescription,
         faulty::{Fault, Faults, Op},
         memory::MemoryStream,
     },
@@ -64,6 +66,48 @@ async fn a_row_that_is_deleted_by_hand_while_a_worker_starts_stays_deleted() {
     world.table.remove_row(&(&world.shard(0)).into()).expect("a row");
     world.trace.wait_for_records(0, 4).await;
     assert_eq!(world.trace.records(0), ["a", "b", "a", "b"], "read again, as without a checkpoint");
+    worker.stop().await;
+}
+
+/// A source whose filtered listings leave their first shard out.
+#[derive(Debug)]
+struct LeavesOut(MemoryStream);
+
+#[async_trait]
+impl RecordSource for LeavesOut {
+    async fn describe(&self) -> Result<StreamDescription, SourceError> {
+        self.0.describe().await
+    }
+
+    async fn list_shards(&self, filter: ShardFilter) -> Result<Vec<Shard>, SourceError> {
+        let mut shards = self.0.list_shards(filter).await?;
+        if filter != ShardFilter::All {
+            shards.remove(0);
+        }
+        Ok(shards)
+    }
+
+    async fn open(&self, shard: &ShardId, from: &StartFrom) -> Result<ShardIterator, SourceError> {
+        self.0.open(shard, from).await
+    }
+
+    async fn read(&self, shard: &ShardId, from: &ShardIterator, limit: usize) -> Result<Page, SourceError> {
+        self.0.read(shard, from, limit).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_filtered_listing_that_leaves_keys_out_is_followed_by_a_whole_one() {
+    let world = World::shards(3);
+    (0..3).for_each(|shard| world.put(shard, [1]));
+    let began = Instant::now();
+    let source = Arc::new(LeavesOut(world.stream.clone()));
+    let worker = run(world.worker("a").source(source).build(world.probe()).expect("valid"));
+    until("all leases", || world.owners() == ["a", "a", "a"]).await;
+    assert!(began.elapsed() < SECOND, "nothing waits for another listing: {:?}", began.elapsed());
+    for shard in 0..3 {
+        world.checkpoint_at(shard, "1").await;
+    }
     worker.stop().await;
 }
 

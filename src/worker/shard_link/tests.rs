@@ -124,6 +124,11 @@ async fn every_plan_of_checkpoints_ends_with_the_shard_whether_they_are_prepared
                 if step == "end" {
                     assert!(held.call("end").await, "line {line}");
                     expected = "SHARD_END".into();
+                } else if step.trim_end_matches('!') == last_word(section.name) {
+                    assert_eq!(held.link.state().watermark.last_delivered(), None, "line {line}");
+                    for call in ["checkpoint 0", "prepare 0"].iter().filter(|_| step.ends_with('!')) {
+                        assert!(!held.call(call).await, "line {line}: {call}");
+                    }
                 } else if let Some(at) = step.strip_suffix('!') {
                     held.deliver(at);
                     let call = |call: &str| format!("{call} {at}");
