@@ -23,8 +23,10 @@ root=$PWD scratch=$PWD/target/mutants/$part
 rm -rf "$scratch/src"
 mkdir -p "$scratch/src" "$scratch/.cargo"
 if [ "$part" = core ]; then
-  cp -R src/core "$scratch/src/core"
-  printf '#![allow(dead_code, unreachable_pub, unused_imports)]\nmod core;\n' >"$scratch/src/lib.rs"
+  # With what spoils the input of its tests.
+  cp -R src/core src/spoiled.rs "$scratch/src"
+  printf '#![allow(dead_code, unreachable_pub, unused_imports)]\nmod core;\n#[cfg(test)] mod spoiled;\n' \
+    >"$scratch/src/lib.rs"
 else
   cp -R src/. "$scratch/src"
   cp -R tests/worker_memory "$scratch/src"
