@@ -10,6 +10,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use crate::{
     clock,
@@ -33,6 +34,8 @@ struct Table {
     leases: Kept<LeaseKey, Lease>,
     workers: Kept<Incarnation, WorkerRow>,
     staleness: Duration,
+    /// Scans show each row at an age of its own, up to that.
+    ages: Option<StdRng>,
 }
 
 impl MemoryLeaseStore {
@@ -46,8 +49,22 @@ impl MemoryLeaseStore {
     /// DynamoDB's scans are eventually consistent: they usually lag by milliseconds, and promise nothing.
     /// Changes made before this call are seen at once.
     pub fn set_scan_staleness(&self, staleness: Duration) {
+        self.set_scans(staleness, None);
+    }
+
+    /// Makes every later scan show each row as it was some time ago, at most `most`: the time of each row in each
+    /// scan is its own, drawn by `seed`. Default: all as they are.
+    ///
+    /// As DynamoDB has it, where a scan may be served by many replicas: one row may be older than another that was
+    /// written before it, and older than in the scan before. A row made lately may be missing, and one deleted
+    /// lately be there. Changes made before this call are seen at once.
+    pub fn set_scan_ages(&self, most: Duration, seed: u64) {
+        self.set_scans(most, Some(StdRng::seed_from_u64(seed)));
+    }
+
+    fn set_scans(&self, staleness: Duration, ages: Option<StdRng>) {
         let mut table = self.lock();
-        table.staleness = staleness;
+        (table.staleness, table.ages) = (staleness, ages);
         table.leases.replaced.clear();
         table.workers.replaced.clear();
     }
@@ -86,7 +103,7 @@ impl MemoryLeaseStore {
     /// Deletes the whole table, rows and all.
     pub fn drop_table(&self) {
         let mut table = self.lock();
-        *table = Table { staleness: table.staleness, ..Table::default() };
+        *table = Table { staleness: table.staleness, ages: table.ages.take(), ..Table::default() };
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -144,13 +161,18 @@ impl<K: Ord + Clone, R: Clone> Kept<K, R> {
         before
     }
 
-    /// The rows as a scan sees them.
-    fn scan(&self, staleness: Duration) -> Vec<R> {
+    /// The rows as a scan sees them: each at the age that `ages` draws for it, or all at `staleness`.
+    fn scan(&self, staleness: Duration, mut ages: Option<&mut StdRng>) -> Vec<R> {
         let mut rows = self.rows.clone();
+        let mut drawn: BTreeMap<&K, Duration> = BTreeMap::new();
         let now = clock::now();
         for (at, key, before) in self.replaced.iter().rev() {
-            if *at + staleness <= now {
-                break;
+            let age = *drawn.entry(key).or_insert_with(|| match &mut ages {
+                Some(rng) => rng.random_range(Duration::ZERO..=staleness),
+                None => staleness,
+            });
+            if *at + age <= now {
+                continue;
             }
             match before {
                 Some(row) => rows.insert(key.clone(), row.clone()),
@@ -170,10 +192,11 @@ impl LeaseStore for MemoryLeaseStore {
     }
 
     async fn scan(&self) -> Result<Rows, LeaseError> {
-        let table = self.lock();
+        let mut table = self.lock();
         table.check()?;
-        let staleness = table.staleness;
-        let (leases, workers) = (table.leases.scan(staleness), table.workers.scan(staleness));
+        let Table { leases, workers, staleness, ages, .. } = &mut *table;
+        let leases = leases.scan(*staleness, ages.as_mut());
+        let workers = workers.scan(*staleness, ages.as_mut());
         Ok(Rows { leases, workers, read_units: None })
     }
 
@@ -257,6 +280,8 @@ impl LeaseStore for MemoryLeaseStore {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::core::lease::Checkpoint;
 
@@ -281,6 +306,41 @@ mod tests {
         assert_eq!(table.list().await.unwrap(), [row("a", 1), row("b", 0)]);
         clock::sleep(Duration::from_secs(1)).await;
         assert_eq!(table.list().await.unwrap(), table.rows());
+    }
+
+    /// A row that changes twice, one that is made and one that is deleted: in one scan each is old or new whatever
+    /// the others are, and the row that changes may be older than it was in the scan before.
+    #[tokio::test(start_paused = true)]
+    async fn rows_of_one_scan_are_of_different_ages_and_those_made_and_deleted_too() {
+        let seen = async |seed| {
+            let table = MemoryLeaseStore::new();
+            ["changes", "goes"].iter().for_each(|key| table.put_row(row(key, 0)));
+            table.set_scan_ages(Duration::from_secs(4), seed);
+            clock::sleep(Duration::from_secs(1)).await;
+            table.put_row(row("changes", 1));
+            table.put_row(row("comes", 0));
+            table.remove_row(&"goes".into());
+            clock::sleep(Duration::from_secs(1)).await;
+            table.put_row(row("changes", 2));
+            clock::sleep(Duration::from_secs(1)).await;
+            let mut scans = Vec::new();
+            for _ in 0..200 {
+                let rows = table.list().await.unwrap();
+                let is_there = |key: &str| rows.iter().any(|row| row.key == key.into());
+                let changes = rows.iter().find(|row| row.key == "changes".into()).unwrap().counter;
+                scans.push((changes, is_there("comes"), is_there("goes")));
+            }
+            assert_eq!(table.get(&"changes".into()).await.unwrap(), Some(row("changes", 2)));
+            clock::sleep(Duration::from_secs(3)).await;
+            assert_eq!(table.list().await.unwrap(), table.rows(), "nothing is older than four seconds");
+            scans
+        };
+        let scans = seen(7).await;
+        let kinds: BTreeSet<_> = scans.iter().copied().collect();
+        assert_eq!(kinds.len(), 3 * 2 * 2, "{kinds:?}");
+        assert!(scans.windows(2).any(|two| two[1].0 < two[0].0), "a scan goes back");
+        assert_eq!(scans, seen(7).await, "the same seed");
+        assert_ne!(scans, seen(8).await);
     }
 
     #[tokio::test(start_paused = true)]
