@@ -96,7 +96,8 @@ pub struct Config {
     /// Most records in one read. Default and maximum 10,000. KCL: `maxRecords`.
     pub max_records: usize,
     /// How many bytes of records this worker reads ahead, all shards together. Default 256 MiB; at least
-    /// 10 MiB, the size of one read. What is being processed comes on top: one read a shard.
+    /// 10 MiB, the size of one read. What is being processed comes on top: one read a shard. A read that brings
+    /// more than there is room for is dropped, and made again once there is.
     pub memory_budget: usize,
 
     /// How often the acknowledged position of a shard is written to the lease table. Default 5 s; at least

@@ -12,7 +12,7 @@ use std::{
 use rand::{Rng, RngExt};
 use tokio::{
     select,
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc},
 };
 use tracing::{debug, info, warn};
 
@@ -50,6 +50,8 @@ const LISTING_CALLS: u32 = 6;
 const LEAST_SKEW: Duration = Duration::from_secs(2);
 /// Budget is counted in these, so that a semaphore can hold it.
 const BUDGET_UNIT: usize = 1024;
+/// A read brings at most so many bytes of data, and is paid for with no more: the least budget has room for it.
+const MOST_BYTES: usize = 10 << 20;
 
 /// The budget in units, for a semaphore.
 pub(super) fn budget(bytes: usize) -> Semaphore {
@@ -198,7 +200,15 @@ impl<R: Rng> Reader<R> {
             // An empty page is no sign of the tip: gaps in a shard are read page by page.
             pacing.on_page(clock::now(), bytes, page.behind.is_zero());
             // Twice the last page covers most next ones; a larger one is paid for after it was read.
-            expected_bytes = (2 * bytes).clamp(64 * 1024, 10 << 20);
+            expected_bytes = (2 * bytes).clamp(64 * 1024, MOST_BYTES);
+            let Ok(permit) = self.settle(permit, bytes) else {
+                debug!(shard = %self.link.shard, bytes, "no memory for a page larger than was expected; it is read again");
+                if self.link.is_draining() {
+                    self.link.set_reader(Doing::Idle);
+                    return;
+                }
+                continue;
+            };
 
             let (next, children, behind) = (page.next, page.children, page.behind);
             if let (StartFrom::At(at), Some(first)) = (&place.from, page.records.first())
@@ -227,7 +237,7 @@ impl<R: Rng> Reader<R> {
                 drop(slot);
             } else {
                 self.link.set_reader(Doing::Idle);
-                slot.send(Fetched::Batch(Batch::new(records, behind), settle(permit, bytes, &self.memory)));
+                slot.send(Fetched::Batch(Batch::new(records, behind), permit));
             }
             // That was the last read: the next holder begins where this one ended, and finds the shard's end.
             if self.link.is_draining() {
@@ -356,6 +366,27 @@ impl<R: Rng> Reader<R> {
         let mut faults = self.link.fault_logs.listings.row();
         loop {
             self.call(LISTING_CALLS);
+    /// Gives back what a page did not need, or takes what it needs more. A page that there is no memory for is not to
+    /// be kept, unless the user's side waits for it.
+    fn settle(
+        &self,
+        permit: Option<OwnedSemaphorePermit>,
+        bytes: usize,
+    ) -> Result<Option<OwnedSemaphorePermit>, TryAcquireError> {
+        let Some(mut permit) = permit else { return Ok(None) };
+        let needed = bytes.min(MOST_BYTES).div_ceil(BUDGET_UNIT);
+        let surplus = permit.num_permits().saturating_sub(needed);
+        let missing = needed.saturating_sub(permit.num_permits());
+        drop(permit.split(surplus));
+        let missing = u32::try_from(missing).unwrap_or(u32::MAX);
+        match self.memory.clone().try_acquire_many_owned(missing) {
+            Ok(more) => permit.merge(more),
+            Err(_) if self.link.is_hungry() => {}
+            Err(error) => return Err(error),
+        }
+        Ok(Some(permit))
+    }
+
             match self.other_parents(children).await {
                 Ok(parents) => return parents,
                 Err(error) => {
@@ -407,22 +438,4 @@ impl<R: Rng> Reader<R> {
             clock::sleep(backoff.next(&mut self.rng) + Duration::from_millis(spread)).await;
         }
     }
-}
-
-/// Gives back what a page did not need; takes what it needs more, if there is any left.
-fn settle(
-    permit: Option<OwnedSemaphorePermit>,
-    bytes: usize,
-    memory: &Arc<Semaphore>,
-) -> Option<OwnedSemaphorePermit> {
-    let mut permit = permit?;
-    let needed = bytes.div_ceil(BUDGET_UNIT);
-    let surplus = permit.num_permits().saturating_sub(needed);
-    let missing = needed.saturating_sub(permit.num_permits());
-    drop(permit.split(surplus));
-    let missing = u32::try_from(missing).unwrap_or(u32::MAX);
-    if let Ok(more) = memory.clone().try_acquire_many_owned(missing) {
-        permit.merge(more);
-    }
-    Some(permit)
 }

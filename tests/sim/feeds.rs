@@ -1,15 +1,20 @@
 //! Proof that each rule of the observer can speak: it is fed what no worker of ours would do. Rules that a whole
 //! world breaks are in `sabotage.rs`; which rule is broken where is in `rules.txt`.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    ops::RangeInclusive,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use kinesis_consumer::{
-    Balance, Checkpoint, ClaimReason, Claimant, Incarnation, Lease, LeaseWrite, Position, ShardId, Tenure,
-    WorkerRow,
+    Balance, Checkpoint, ClaimReason, Claimant, Incarnation, Lease, LeaseWrite, Position, Record, ShardId,
+    Tenure, WorkerRow, io::Page,
 };
 use tokio::time::Instant;
 
 use super::{
+    health::Call,
     observer::{Observer, Rules},
     processor::{Seat, Temper},
 };
@@ -42,6 +47,7 @@ impl Feed {
             health_max_age: 10 * SECOND,
             stall_timeout: 30 * SECOND,
             shutdown_timeout: 5 * SECOND,
+            memory_budget: 1 << 20,
             from_start: true,
         };
         let observer = Arc::new(Observer::new(rules, true));
@@ -90,8 +96,12 @@ fn id(n: u64) -> ShardId {
     format!("shardId-{n:012}").into()
 }
 
+fn position(number: u64) -> Position {
+    Position::at(number.to_string().parse().expect("digits"))
+}
+
 fn at(number: u64) -> Checkpoint {
-    Checkpoint::At(Position::at(number.to_string().parse().expect("digits")))
+    Checkpoint::At(position(number))
 }
 
 /// What `act` makes the observer say.
@@ -218,6 +228,39 @@ async fn by_throughput_a_lease_that_two_workers_trade_is_caught_by_its_third_mov
         row = feed.claims(thief, &row).row().clone();
     }
     feed.says("takes shardId-000000000001, which has moved 3 times before its eyes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_reads_further_ahead_than_its_budget_allows_is_caught() {
+    // A megabyte, and what the code is at work on or is about to be given.
+    let page = |numbers: RangeInclusive<u64>, bytes: usize| {
+        let record = |n: u64| Record::new(id(1), position(n), "", SystemTime::UNIX_EPOCH, vec![0; bytes]);
+        Page { records: numbers.map(record).collect(), next: None, children: vec![], behind: Duration::ZERO }
+    };
+    let feed = Feed::new();
+    feed.claims(&feed.a, &feed.row);
+    let gets = |mut page: Page| {
+        feed.observer.got(&feed.a, &feed.shard, &mut page);
+        feed.observer.called(&feed.a, "read", Some(&feed.shard));
+        page
+    };
+    let first = gets(page(1..=2, 2 << 20));
+    feed.observer.delivered(&feed.a, &feed.shard, 1, 2);
+    let call = Call::of(&feed.a, &feed.shard);
+    let second = gets(page(3..=4, 1 << 19));
+    drop(call);
+    // The code is done, and is about to be given the second one.
+    let third = gets(page(5..=5, 1 << 20));
+    feed.observer.delivered(&feed.a, &feed.shard, 3, 4);
+    let _call = Call::of(&feed.a, &feed.shard);
+    drop(first);
+    feed.is_silent();
+    drop(gets(page(6..=6, 1 << 16)));
+    feed.says("has 1114112 bytes ahead of its code, 1048576 are allowed");
+    let said = feed.observer.violations().len();
+    feed.observer.called(&feed.a, "read", Some(&feed.shard));
+    assert_eq!(feed.observer.violations().len(), said, "it has dropped that page");
+    drop((second, third));
 }
 
 #[tokio::test(start_paused = true)]

@@ -138,6 +138,7 @@ impl World {
             health_max_age: setup.config.health_max_age.expect("set, for the observer to know it"),
             stall_timeout: setup.config.stall_timeout,
             shutdown_timeout: setup.config.shutdown_timeout,
+            memory_budget: setup.config.memory_budget,
             from_start: setup.config.initial_position == kinesis_consumer::InitialPosition::TrimHorizon,
         };
         aggregate_by(setup.aggregated);

@@ -34,6 +34,13 @@ impl Default for Work {
     }
 }
 
+impl Work {
+    /// A call is under way.
+    pub(super) fn is_called(&self) -> bool {
+        self.calls > 0
+    }
+}
+
 /// A call of the user's code, until it returns or is dropped.
 pub(crate) struct Call(Arc<Seat>, ShardId);
 
@@ -99,6 +106,7 @@ impl State {
     pub(super) fn judge(&mut self, seat: &Seat, health: &Health, stopping: bool) {
         let now = Instant::now();
         self.stops_in_time(seat);
+        self.stays_within_budget(seat);
         if seat.freezer.is_frozen() || self.instances[seat.no].thawed == Some(now) {
             return;
         }

@@ -42,6 +42,7 @@ in_both_modes!(
     rows_of_a_stream_that_was_made_again_are_left_as_they_are_and_new_workers_refused,
     no_single_worker_is_needed_to_mend_the_table,
     a_worker_whose_code_stands_still_reads_ahead_within_its_memory_budget,
+    pages_that_turn_out_larger_than_the_budget_has_room_for_are_read_again_later,
 );
 
 /// F17: the row of a shard that has not been read to its end is deleted, while its child, which continues
@@ -291,6 +292,22 @@ async fn a_worker_whose_code_stands_still_reads_ahead_within_its_memory_budget()
     assert!(read <= 7 * PAGE, "one page a shard, and the budget: {read}");
     world.temper(0, Temper::default());
     reads_everything(&mut world, 60 * SECOND).await;
+}
+
+/// All shards are at rest, a record of each is worked on for long, and much comes into each at once.
+async fn pages_that_turn_out_larger_than_the_budget_has_room_for_are_read_again_later() {
+    let setup = Setup::new(21, 6);
+    let config = Config { memory_budget: 10 << 20, stall_timeout: 60 * SECOND, ..setup.config };
+    let mut world = World::new(Setup { config, payload: 512 << 10, ..setup });
+    world.start("a");
+    world.temper(0, Temper { waits: true, ..Temper::default() });
+    world.put_into_each();
+    world.advance(2 * SECOND).await;
+    (0..15).for_each(|_| world.put_into_each());
+    world.advance(5 * SECOND).await;
+    is_clean(&world);
+    world.temper(0, Temper::default());
+    reads_everything(&mut world, 10 * SECOND).await;
 }
 
 /// F28, the reverse: one host reaches the table but not the stream.

@@ -248,7 +248,11 @@ impl<T: RecordSource + Clone + 'static> RecordSource for Line<T> {
             return Err(SourceError::ExpiredIterator);
         }
         let (about, shard, from) = (shard.clone(), shard.clone(), from.clone());
-        self.to_stream("read", Some(&about), |stream| async move { stream.read(&shard, &from, limit).await })
-            .await
+        let read = |stream: T| async move { stream.read(&shard, &from, limit).await };
+        let mut page = self.to_stream("read", Some(&about), read).await;
+        if let Ok(page) = &mut page {
+            self.observer().got(&self.seat, &about, page);
+        }
+        page
     }
 }

@@ -30,6 +30,7 @@ macro_rules! in_both_modes {
 }
 
 mod aggregate;
+mod ahead;
 mod by_throughput;
 mod calm;
 mod downstream;

@@ -37,6 +37,7 @@ pub(crate) struct Rules {
     pub(crate) health_max_age: Duration,
     pub(crate) stall_timeout: Duration,
     pub(crate) shutdown_timeout: Duration,
+    pub(crate) memory_budget: usize,
     /// The application reads every shard from its beginning.
     pub(crate) from_start: bool,
 }
@@ -266,6 +267,7 @@ impl Observer {
 
     pub(crate) fn read(&self, seat: &Seat, page: &Page) {
         let bytes: usize = page.records.iter().map(|record| record.data().len()).sum();
+        state.stays_within_budget(seat);
         self.lock().instances[seat.no].read_bytes += bytes as u64;
     }
 

@@ -11,6 +11,7 @@ use kinesis_consumer::{
 use tokio::time::Instant;
 
 use super::{
+    ahead::Pages,
     by_throughput::Holders,
     calm::Span,
     health::Work,
@@ -101,6 +102,8 @@ pub(super) struct Tenure {
     pub(super) lets_go_at: Option<u64>,
 }
 
+    /// What was read and is not done with.
+    pub(super) pages: Pages,
 #[derive(Debug, Default)]
 pub(super) struct Instance {
     pub(super) name: String,
@@ -354,6 +357,7 @@ impl State {
         self.tenures.insert((seat.no, shard), tenure);
     }
 
+            pages: Pages::default(),
     pub(super) fn checkpointed(&mut self, seat: &Seat, shard: &ShardId, to: &Checkpoint, before: &Lease) {
         if *to < before.checkpoint {
             self.violate(&seat.name, format!("took the checkpoint of {shard} back to {to}"));

@@ -282,6 +282,13 @@ impl Script {
             true => Duration::from_millis(apart.random_range(1..=3_600_000)),
             false => Duration::ZERO,
         };
+        let apart = &mut StdRng::seed_from_u64(seed ^ 0xb4d_6e7);
+        if apart.random_bool(0.25) {
+            config.memory_budget = apart.random_range(10..=16) << 20;
+            if aggregated == 1 && apart.random_bool(0.7) {
+                payload = apart.random_range(128..=512) << 10;
+            }
+        }
         let setup = Setup {
             clock_behind,
             unequal,
