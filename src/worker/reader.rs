@@ -124,6 +124,10 @@ impl<R: Rng> Reader<R> {
         let mut at_tip = false;
         let mut refusals = 0;
         let mut limit = self.config.max_records;
+        let since = match (&self.row.checkpoint, &place.from) {
+            (Checkpoint::AtTimestamp, StartFrom::Timestamp(since)) => Some(*since),
+            _ => None,
+        };
         loop {
             // A place in the queue first: what is read is then sure to be taken.
             self.link.set_reader(Doing::Idle);
@@ -226,7 +230,10 @@ impl<R: Rng> Reader<R> {
             let age = page.records.first().map_or(behind, |first| {
                 clock::wall().duration_since(first.arrived_at()).unwrap_or_default().max(behind)
             });
-            let records = self.expand(page.records, &mut place.through, &mut aggregates);
+            let mut records = page.records;
+            // A time that is about to come is taken for now, and what arrives until then comes too.
+            records.retain(|record| since.is_none_or(|since| record.arrived_at() >= since));
+            let records = self.expand(records, &mut place.through, &mut aggregates);
             let last = records.last().map(Record::position);
             self.link.meter.read(behind, last);
             self.link.on_read(age, last);
@@ -359,13 +366,6 @@ impl<R: Rng> Reader<R> {
         permit
     }
 
-    /// The leases to make before those of the children: of other parents that have none yet. Asks until it is
-    /// answered.
-    async fn find_other_parents(&mut self, children: &[ChildShard]) -> Vec<Lease> {
-        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
-        let mut faults = self.link.fault_logs.listings.row();
-        loop {
-            self.call(LISTING_CALLS);
     /// Gives back what a page did not need, or takes what it needs more. A page that there is no memory for is not to
     /// be kept, unless the user's side waits for it.
     fn settle(
@@ -387,6 +387,13 @@ impl<R: Rng> Reader<R> {
         Ok(Some(permit))
     }
 
+    /// The leases to make before those of the children: of other parents that have none yet. Asks until it is
+    /// answered.
+    async fn find_other_parents(&mut self, children: &[ChildShard]) -> Vec<Lease> {
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+        let mut faults = self.link.fault_logs.listings.row();
+        loop {
+            self.call(LISTING_CALLS);
             match self.other_parents(children).await {
                 Ok(parents) => return parents,
                 Err(error) => {

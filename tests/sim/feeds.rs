@@ -451,6 +451,17 @@ async fn records_out_of_order_are_caught() {
         },
         "3 is what comes next for this holder",
     );
+    // Of an application that begins at a time, the last record but one is older.
+    let since = |first| {
+        let feed = Feed::new();
+        feed.observer.put(&feed.shard, 0, RECORDS + 1, 10);
+        let row = Lease { start_millis: Some(10), ..Lease::new(&feed.shard, Checkpoint::AtTimestamp) };
+        feed.claims(&feed.a, &row);
+        given(&feed, first, u64::from(RECORDS) + 1);
+        feed
+    };
+    since(11).is_silent();
+    since(10).says("is given shardId-000000000001 10..=11, but 11 is what comes next for this holder");
     fed(
         |feed| {
             begins(feed);

@@ -98,7 +98,11 @@ impl Player {
             let all = self.world.stream.records(&shard.id).len() * aggregated() as usize;
             let done = match rows.iter().find(|row| row.key.shard() == shard.id) {
                 Some(row) if row.is_finished() => all,
-                Some(row) => row.checkpoint.position().map_or(0, |at| number(at) as usize),
+                Some(row) => match (row.checkpoint.position(), row.start_millis) {
+                    (Some(at), _) => number(at) as usize,
+                    (None, Some(since)) => self.world.observer.before(&shard.id, since) as usize,
+                    (None, None) => 0,
+                },
                 None if removed => 0,
                 None => {
                     let first = unread.iter().find(|(id, ..)| *id == shard.id);

@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use kinesis_consumer::{
-    Checkpoint, Config, ShardId, ShardOrder,
+    Checkpoint, Config, InitialPosition, ShardId, ShardOrder,
     io::{
         LeaseStore, MetricsSink, RecordSource,
         memory::{Limits, MemoryLeaseStore, MemoryStream},
@@ -34,11 +34,22 @@ use super::{
 /// Keys of what producers put.
 const KEYS: u32 = 40;
 
+/// An application that begins at a time, in milliseconds from when the stream is made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Begins {
+    /// What comes from then on is its.
+    pub(crate) at: i64,
+    /// So long records come and shards are split and merged before its first worker starts.
+    pub(crate) head: u64,
+}
+
 /// What a fleet is made of.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
     pub(crate) seed: u64,
     pub(crate) config: Config,
+    /// If it begins neither at the beginning nor at the tip.
+    pub(crate) begins: Option<Begins>,
     /// The most leases of each worker, in turn; empty if the configuration says it for all.
     pub(crate) unequal: Vec<usize>,
     pub(crate) beats: Beats,
@@ -65,7 +76,7 @@ impl Setup {
     /// A calm fleet with short times.
     pub(crate) fn new(seed: u64, shards: usize) -> Self {
         let config = Config {
-            initial_position: kinesis_consumer::InitialPosition::TrimHorizon,
+            initial_position: InitialPosition::TrimHorizon,
             failover_time: Duration::from_secs(2),
             idle_time_between_reads: Duration::from_millis(200),
             checkpoint_interval: Duration::from_secs(1),
@@ -77,6 +88,7 @@ impl Setup {
         Self {
             seed,
             config,
+            begins: None,
             unequal: Vec::new(),
             beats: Beats::of_scenario(),
             shards,
@@ -139,7 +151,8 @@ impl World {
             stall_timeout: setup.config.stall_timeout,
             shutdown_timeout: setup.config.shutdown_timeout,
             memory_budget: setup.config.memory_budget,
-            from_start: setup.config.initial_position == kinesis_consumer::InitialPosition::TrimHorizon,
+            from_start: setup.config.initial_position == InitialPosition::TrimHorizon
+                && setup.begins.is_none(),
         };
         aggregate_by(setup.aggregated);
         let mut stream = MemoryStream::new("stream", setup.shards).with_limits(setup.limits);
@@ -168,6 +181,13 @@ impl World {
             setup,
         };
         world.learn_shards();
+        if let Some(begins) = world.setup.begins {
+            let made = now() - world.setup.clock_behind;
+            let ahead = Duration::from_millis(begins.at.unsigned_abs());
+            let at = if begins.at < 0 { made - ahead } else { made + ahead };
+            world.setup.config.initial_position = InitialPosition::AtTimestamp(at);
+            world.observer.begins_at(millis(at));
+        }
         world
     }
 
@@ -228,10 +248,10 @@ impl World {
         let data = if count == 1 { payloads[0].clone() } else { aggregate(&name, &payloads) };
         let (shard, _) = self.stream.put(&name, data);
         let last = self.stream.records(&shard).pop().expect("the record");
-        let arrived = last.arrived_at().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let arrived = millis(last.arrived_at());
         for _ in 0..count {
             *in_key += 1;
-            self.observer.put(&shard, key, *in_key, arrived.as_millis() as u64);
+            self.observer.put(&shard, key, *in_key, arrived);
         }
         shard
     }
@@ -376,4 +396,15 @@ pub(crate) enum Edit {
     Counter,
     /// The checkpoint goes back to the shard's beginning, and nothing else changes.
     Rewind,
+}
+
+fn millis(date: SystemTime) -> u64 {
+    date.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+}
+
+/// The date of the hosts.
+fn now() -> SystemTime {
+    let stream = MemoryStream::new("clock", 1);
+    let (shard, _) = stream.put("tick", "");
+    stream.records(&shard)[0].arrived_at()
 }

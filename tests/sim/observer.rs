@@ -184,6 +184,11 @@ impl Observer {
         instance.stops_since = instance.stops_since.map(|_| now);
     }
 
+    /// The application begins with what arrives then.
+    pub(crate) fn begins_at(&self, millis: u64) {
+        self.lock().pinned = Some(millis);
+    }
+
     pub(crate) fn shard_made(&self, shard: &ShardId, parents: &BTreeSet<ShardId>) {
         let mut state = self.lock();
         for parent in parents {
@@ -262,12 +267,12 @@ impl Observer {
         state.counts.calls += 1;
         *state.instances[seat.no].calls.entry(name).or_default() += 1;
         state.counts_call(seat, about);
+        state.stays_within_budget(seat);
         state.alive(seat, "makes a call");
     }
 
     pub(crate) fn read(&self, seat: &Seat, page: &Page) {
         let bytes: usize = page.records.iter().map(|record| record.data().len()).sum();
-        state.stays_within_budget(seat);
         self.lock().instances[seat.no].read_bytes += bytes as u64;
     }
 

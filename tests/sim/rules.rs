@@ -87,6 +87,8 @@ pub(super) struct Tenure {
     /// The last record before this holding; those of a start at a time may begin earlier.
     pub(super) base: u64,
     pub(super) exact: bool,
+    /// Its records are those that arrived then or later: the time may still be to come.
+    since: Option<u64>,
     pub(super) next: Option<u64>,
     /// The last batch failed: what of it is not acknowledged comes again.
     pub(super) retry_from: Option<u64>,
@@ -100,10 +102,10 @@ pub(super) struct Tenure {
     pub(super) asked: bool,
     /// The last record up to which all was acknowledged when it sent the write that gives the lease up.
     pub(super) lets_go_at: Option<u64>,
-}
-
     /// What was read and is not done with.
     pub(super) pages: Pages,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Instance {
     pub(super) name: String,
@@ -336,6 +338,7 @@ impl State {
             (Checkpoint::Latest | Checkpoint::AtTimestamp, Some(at)) => (log.before(at), false),
             _ => (0, true),
         };
+        let since = after.start_millis.filter(|_| after.checkpoint == Checkpoint::AtTimestamp);
         let acked_through = after.checkpoint.position().map_or(base, number);
         let tenure = Tenure {
             valid_until,
@@ -343,6 +346,7 @@ impl State {
             over: false,
             base,
             exact,
+            since,
             next: None,
             retry_from: None,
             acked_through,
@@ -353,11 +357,11 @@ impl State {
             begun: false,
             asked: false,
             lets_go_at: None,
+            pages: Pages::default(),
         };
         self.tenures.insert((seat.no, shard), tenure);
     }
 
-            pages: Pages::default(),
     pub(super) fn checkpointed(&mut self, seat: &Seat, shard: &ShardId, to: &Checkpoint, before: &Lease) {
         if *to < before.checkpoint {
             self.violate(&seat.name, format!("took the checkpoint of {shard} back to {to}"));
@@ -383,7 +387,10 @@ impl State {
                 }
             }
         }
-        let acked = self.tenures.get(&(seat.no, shard.clone())).map_or(0, |tenure| tenure.acked_through);
+        let tenure = self.tenures.get(&(seat.no, shard.clone()));
+        // What is older than an application's beginning is none of its own.
+        let older = tenure.and_then(|tenure| Some(self.shards.get(shard)?.before(tenure.since?)));
+        let acked = tenure.map_or(0, |tenure| tenure.acked_through).max(older.unwrap_or(0));
         if acked < through && !(ended && nothing_left) {
             self.violate(
                 &seat.name,
@@ -475,6 +482,8 @@ impl State {
         if !self.has_unfinished(seat.no, shard) {
             self.moves_on(seat.no, shard);
         }
+        let since = self.tenures.get(&(seat.no, shard.clone())).and_then(|tenure| tenure.since);
+        let begins_with = since.and_then(|since| Some(self.shards.get(shard)?.before(since) + 1));
         if let Some(tenure) = self.tenures.get_mut(&(seat.no, shard.clone())) {
             let next = match tenure.retry_from.take() {
                 Some(from) => Some(from.max(tenure.acked_through + 1)),
@@ -484,11 +493,12 @@ impl State {
             let comes = |next: u64| first == next || (first == lost + 1 && next <= lost);
             let expected = match next {
                 Some(next) => comes(next),
+                None if let Some(first) = begins_with => comes(first),
                 None if tenure.exact => comes(tenure.base + 1),
                 None => first <= tenure.base + 1,
             };
             if !expected {
-                let next = next.unwrap_or(tenure.base + 1);
+                let next = next.or(begins_with).unwrap_or(tenure.base + 1);
                 wrong.push(format!("{next} is what comes next for this holder"));
             }
             if tenure.next.is_none() {

@@ -3,10 +3,11 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use kinesis_consumer::{WorkerError, io::faulty::Op};
+use rand::RngExt;
 use tokio::time::Instant;
 
 use super::{
-    fleet::World,
+    fleet::{Begins, World},
     line::Quality,
     observer::Counts,
     script::{Back, Door, Script, Step},
@@ -102,7 +103,26 @@ impl Player {
         self.world.start(&name);
     }
 
+    /// What comes into the stream, and becomes of its shards, before the application's first start.
+    async fn head(&mut self, millis: u64, (count, every): (usize, u64)) {
+        let (mut put, step) = (0, millis / 4 + 1);
+        while self.now() < millis {
+            self.world.put(count);
+            put += 1;
+            tokio::time::sleep(Duration::from_millis(every)).await;
+            if put * every > step {
+                put = 0;
+                let nth = self.world.rng.random_range(0..64);
+                if self.world.rng.random_bool(0.5) { self.world.split(nth) } else { self.world.merge(nth) }
+            }
+        }
+        self.start = Instant::now();
+    }
+
     async fn script(&mut self, script: &Script) {
+        if let Some(Begins { head, .. }) = script.setup.begins {
+            self.head(head, script.rate).await;
+        }
         for _ in 0..script.workers {
             self.start_worker(None);
         }

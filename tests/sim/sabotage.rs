@@ -20,7 +20,7 @@ use kinesis_consumer::{
 use tokio::time::Instant;
 
 use super::{
-    fleet::{Setup, World},
+    fleet::{Begins, Setup, World},
     processor::{PANIC, Seat, Temper},
     resets::To,
     run::play,
@@ -184,6 +184,8 @@ enum Trick {
     DropsLast,
     /// Shows nothing new from then on.
     SilentSince(Instant),
+    /// Begins that long after the time that was asked for.
+    BeginsAfter(Duration),
 }
 
 #[derive(Debug)]
@@ -216,6 +218,11 @@ impl RecordSource for Trickster {
                     at.and_then(|at| records.get(at + 1)).map(|record| record.position().sequence.clone());
                 self.stream.open(shard, &StartFrom::After(next.unwrap_or_else(|| number.clone()))).await
             }
+            StartFrom::Timestamp(at) => {
+                let late = if let Trick::BeginsAfter(late) = self.trick { late } else { Duration::ZERO };
+                let at = *at + late;
+                self.stream.open(shard, &StartFrom::Timestamp(at)).await
+            }
             from => self.stream.open(shard, from).await,
         }
     }
@@ -233,7 +240,7 @@ impl RecordSource for Trickster {
                 page.children.iter_mut().for_each(|child| child.parents = [shard.clone()].into());
             }
             Trick::DropsLast => drop(page.records.pop()),
-            Trick::SkipsOne | Trick::SilentSince(_) => {}
+            _ => {}
         }
         Ok(page)
     }
@@ -396,6 +403,23 @@ async fn what_comes_when_the_faults_have_ended_and_is_not_read_is_caught() {
     // Every record of the script has been read by then, and those that ask for liveness.
     says(&with_silence_after(13 * SECOND).await, "at rest");
     assert_eq!(with_silence_after(1000 * SECOND).await, "");
+}
+
+/// An application that begins with what has come in the two seconds before its start.
+async fn that_begins(late: Duration) -> String {
+    let begins = Some(Begins { at: 2000, head: 4000 });
+    let script = Script { setup: Setup { begins, ..Setup::new(5, 4) }, ..calm() };
+    said_of(&script, |world| {
+        let trick = Trick::BeginsAfter(late);
+        world.source = Arc::new(Trickster { stream: world.stream.clone(), trick });
+    })
+    .await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_after_the_time_that_was_asked_for_is_caught() {
+    assert_eq!(that_begins(Duration::ZERO).await, "");
+    says(&that_begins(SECOND).await, "is what comes next for this holder");
 }
 
 #[tokio::test(start_paused = true)]

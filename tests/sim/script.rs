@@ -12,7 +12,7 @@ use rand::{Rng, RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
 use super::{
     faces::Face,
-    fleet::{Edit, Setup},
+    fleet::{Begins, Edit, Setup},
     line::Quality,
     processor::Temper,
     resets::To,
@@ -131,6 +131,12 @@ impl fmt::Display for Script {
         }
         if !setup.clock_behind.is_zero() {
             writeln!(f, "the hosts' clocks are {:?} ahead of the stream's", setup.clock_behind)?;
+        }
+        if let Some(Begins { at, head }) = setup.begins {
+            writeln!(
+                f,
+                "begins with what comes {at} ms after the stream was made, {head} ms before its workers"
+            )?;
         }
         if !setup.unequal.is_empty() {
             writeln!(f, "most leases of each worker, in turn: {:?}", setup.unequal)?;
@@ -289,7 +295,19 @@ impl Script {
                 payload = apart.random_range(128..=512) << 10;
             }
         }
+        let apart = &mut StdRng::seed_from_u64(seed ^ 0xa7_71e);
+        let mut begins = None;
+        if from_start && !is_reset && apart.random_bool(0.15) {
+            let head = if apart.random_bool(0.7) { apart.random_range(1000..=10_000) } else { 0 };
+            let at = match apart.random_range(0..4) {
+                0 => apart.random_range(-60_000..=0),
+                1 | 2 => apart.random_range(0..=head.max(1)),
+                _ => head + apart.random_range(0..=length as i64),
+            };
+            begins = Some(Begins { at, head: head as u64 });
+        }
         let setup = Setup {
+            begins,
             clock_behind,
             unequal,
             hot,

@@ -1,4 +1,5 @@
-//! Starts whose calls fail, and a stream so large that its listing takes several calls (F12, F26).
+//! Starts whose calls fail, at a time that is past or to come, and a stream so large that its listing takes several
+//! calls (F12, F26).
 
 use std::sync::{
     Arc,
@@ -15,16 +16,30 @@ use kinesis_consumer::{
 };
 
 use super::{
-    fleet::{Setup, World},
+    fleet::{Begins, Setup, World},
     instances::Life,
-    run::{STREAM_OPS, TABLE_OPS},
+    run::{STREAM_OPS, TABLE_OPS, play},
     scenarios::{SECOND, is_clean, owned, reads_everything},
+    script::Script,
 };
 
 in_both_modes!(
     a_start_that_meets_errors_ends_in_a_worker_that_runs_fully_or_in_an_error,
     fifteen_hundred_shards_whose_listings_break_off_are_read_to_the_last_record,
+    an_application_that_begins_at_a_time_is_given_all_since_then_and_nothing_from_before,
 );
+
+/// The time is past, before the first record or after shards have been split and merged, or it is to come: a stream
+/// takes one that is less than a second ahead for now.
+async fn an_application_that_begins_at_a_time_is_given_all_since_then_and_nothing_from_before() {
+    for (seed, at) in (0..).zip([-60_000, 0, 1000, 2500, 3999, 4000, 5300, 6700, 8100, 11_000]) {
+        let begins = Some(Begins { at, head: 4000 });
+        let setup = Setup { begins, latency: 30, ..Setup::new(260 + seed, 4) };
+        let script = Script { setup, workers: 2, rate: (4, 60), length: 10_000, steps: Vec::new() };
+        let outcome = play(&script, true, |_| ()).await;
+        assert!(outcome.violations.is_empty(), "{at}\n{}\n{}", outcome.trace, outcome.violations.join("\n"));
+    }
+}
 
 /// F26: each call of a start fails in turn, once to twenty times, or is refused, or its reply is lost.
 async fn a_start_that_meets_errors_ends_in_a_worker_that_runs_fully_or_in_an_error() {
