@@ -286,8 +286,9 @@ impl Player {
                 }
             }
             Step::Stale { by, millis } => {
-                self.world.observer.note("table", || format!("scans show it {by} ms ago"));
-                self.world.table.set_scan_staleness(Duration::from_millis(*by));
+                self.world.observer.note("table", || format!("scans show each row up to {by} ms ago"));
+                let seed = self.world.setup.seed ^ self.now();
+                self.world.table.set_scan_ages(Duration::from_millis(*by), seed);
                 self.later(*millis, Due::Fresh);
             }
             Step::Split(nth) => self.world.split(*nth),

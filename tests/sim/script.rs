@@ -68,7 +68,7 @@ pub(crate) enum Step {
     Merge(usize),
     Double,
     Halve,
-    /// Scans of the table show the past.
+    /// Scans of the table show the past, each row its own.
     Stale {
         by: u64,
         millis: u64,
@@ -305,6 +305,15 @@ impl Script {
                 _ => head + apart.random_range(0..=length as i64),
             };
             begins = Some(Begins { at, head: head as u64 });
+        }
+        let apart = &mut StdRng::seed_from_u64(seed ^ 0x57a1e);
+        if apart.random_bool(0.2) {
+            for _ in 0..apart.random_range(1..=3) {
+                let (by, millis) =
+                    (apart.random_range(1..=failover / 2), apart.random_range(failover / 10..=8 * failover));
+                steps.push((apart.random_range(0..length), Step::Stale { by, millis }));
+            }
+            steps.sort_by_key(|(at, _)| *at);
         }
         let setup = Setup {
             begins,
