@@ -7,12 +7,15 @@ use rand::RngExt;
 use tokio::time::Instant;
 
 use super::{
-    fleet::{Begins, World},
+    fleet::{Begins, Edit, World},
     line::Quality,
     observer::Counts,
     script::{Back, Door, Script, Step},
     trace::Trace,
 };
+
+/// No stream is doubled beyond this.
+const MOST_SHARDS: usize = 40;
 
 /// What came out of one run.
 #[derive(Debug)]
@@ -40,16 +43,15 @@ pub(crate) async fn play(script: &Script, recording: bool, prepare: impl FnOnce(
     let mut world = World::new(setup);
     prepare(&mut world);
     let start = Instant::now();
-    let mut player = Player { start, due: BTreeMap::new(), names: 0, needed: 1, world };
+    let mut player =
+        Player { start, due: BTreeMap::new(), names: 0, needed: 1, done: BTreeMap::new(), world };
     player.script(script).await;
     let mut recovered = Duration::ZERO;
     if player.world.observer.violations().is_empty() {
         recovered = player.finale(script).await;
     }
     let mut faults = player.world.faults_met();
-    for (_, step) in &script.steps {
-        *faults.entry(step.kind()).or_default() += 1;
-    }
+    faults.append(&mut player.done);
     let (observer, simulated) = (player.world.observer.clone(), start.elapsed());
     let left = player.world.close().await;
     if left > 0 && observer.violations().is_empty() {
@@ -83,6 +85,8 @@ pub(super) struct Player {
     names: usize,
     /// So many leases the workers must have room for.
     pub(super) needed: usize,
+    /// Steps that met what they were meant for, by kind.
+    done: BTreeMap<String, u64>,
     pub(super) world: World,
 }
 
@@ -222,7 +226,36 @@ impl Player {
         }
     }
 
+    /// Whether there is something that a step can be done to.
+    fn meets(&self, step: &Step) -> bool {
+        let frozen = |no: &usize| self.world.instances[*no].seat.freezer.is_frozen();
+        let open = || self.world.stream.open_shards().len();
+        let rows = || self.world.table.rows();
+        match step {
+            Step::Crash { nth, .. } | Step::Stop { nth, .. } | Step::Twin { nth } => {
+                !self.targets(Some(*nth)).is_empty()
+            }
+            Step::Freeze { nth, .. } => self.targets(Some(*nth)).iter().any(|no| !frozen(no)),
+            Step::Temper { nth, .. } | Step::Faults { nth, .. } | Step::Line { nth, .. } => {
+                !self.targets(*nth).is_empty()
+            }
+            Step::Merge(_) | Step::Halve => open() > 1,
+            Step::Double => open() < MOST_SHARDS,
+            Step::DropTable | Step::DeleteRow(_) | Step::Reset { .. } => !rows().is_empty(),
+            Step::EditRow(nth, edit) => {
+                let rows = rows();
+                let row = rows.get(nth % rows.len().max(1));
+                row.is_some_and(|row| *edit != Edit::Counter || row.counter > 0)
+            }
+            Step::DeleteWorkerRow(_) => !self.world.table.worker_rows().is_empty(),
+            _ => true,
+        }
+    }
+
     async fn step(&mut self, step: &Step) {
+        if self.meets(step) {
+            *self.done.entry(step.kind()).or_default() += 1;
+        }
         self.world.observer.fleet_changes();
         match step {
             Step::Join => self.start_worker(None),
@@ -295,7 +328,7 @@ impl Player {
             Step::Merge(nth) => self.world.merge(*nth),
             Step::Double => {
                 let open = self.world.stream.open_shards().len();
-                self.world.reshard((2 * open).min(40));
+                self.world.reshard((2 * open).min(MOST_SHARDS));
             }
             Step::Halve => {
                 let open = self.world.stream.open_shards().len();
