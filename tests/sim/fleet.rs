@@ -133,8 +133,8 @@ pub(crate) struct World {
     keys: BTreeMap<u32, u32>,
     payload: Bytes,
     known: BTreeSet<ShardId>,
-    /// A person has changed a row.
-    pub(crate) edited: bool,
+    /// What people have last done to each row, by its key.
+    pub(crate) edits: BTreeMap<String, ByHand>,
     /// Endings that nobody asked for.
     pub(crate) endings: Vec<(usize, Ending)>,
 }
@@ -176,7 +176,7 @@ impl World {
             keys: BTreeMap::new(),
             payload: vec![0; setup.payload].into(),
             known: BTreeSet::new(),
-            edited: false,
+            edits: BTreeMap::new(),
             endings: Vec::new(),
             setup,
         };
@@ -366,7 +366,8 @@ impl World {
             Edit::Rewind => row.checkpoint = Checkpoint::TrimHorizon,
         }
         self.observer.note("operator", || format!("changes {}: {edit:?}", short(row.key.as_str())));
-        self.edited = true;
+        let holder = rows[nth % rows.len()].holder().map(ToString::to_string);
+        self.edits.insert(row.key.to_string(), ByHand { at: Instant::now(), holder });
         self.observer.row_edited(&row.key.shard(), row.counter, edit == Edit::Rewind);
         self.table.put_row(row);
     }
@@ -386,6 +387,14 @@ impl World {
         }
         tokio::runtime::Handle::current().metrics().num_alive_tasks()
     }
+}
+
+/// A change that a person made to a row.
+#[derive(Clone, Debug)]
+pub(crate) struct ByHand {
+    pub(crate) at: Instant,
+    /// Who held the lease.
+    pub(crate) holder: Option<String>,
 }
 
 /// What people do to rows.

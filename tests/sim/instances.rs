@@ -15,7 +15,7 @@ use tokio::{task::AbortHandle, time::Instant};
 
 use super::{
     faces,
-    fleet::World,
+    fleet::{ByHand, World},
     line::{Line, Quality},
     processor::{Seat, Temper},
     tap::Tap,
@@ -31,7 +31,10 @@ pub(crate) struct Instance {
     stream_line: Arc<Mutex<Quality>>,
     task: AbortHandle,
     pub(crate) state: Life,
+    started_at: Instant,
     ended_at: Option<Instant>,
+    /// It has got beyond its start: from then on no outage ends it.
+    has_run: bool,
     /// Another process with its id ran at some moment of its life, or had not long ended.
     has_namesake: bool,
     /// Its line was bad.
@@ -123,7 +126,9 @@ impl World {
             stream_line,
             task,
             state: Life::Running,
+            started_at: Instant::now(),
             ended_at: None,
+            has_run: false,
             has_namesake,
             was_cut_off: false,
         });
@@ -133,13 +138,23 @@ impl World {
     /// Whether something was done to a worker that may end it with this error.
     pub(crate) fn may_end_with(&self, no: usize, error: &WorkerError) -> bool {
         let instance = &self.instances[no];
+        let starts = !instance.has_run && !self.observer.has_worked(no);
+        // Looks may show the past.
+        let meets = |edit: &&ByHand| edit.at + self.failover() >= instance.started_at;
+        let mut edits = self.edits.values().filter(meets);
         let met = [instance.table_faults.met(), instance.stream_faults.met()];
         match error {
-            WorkerError::WorkerIdInUse(_) => instance.has_namesake || self.edited,
-            WorkerError::Denied { .. } => met.iter().any(|met| met.contains_key("denied")),
-            WorkerError::Unavailable { .. } => instance.was_cut_off || met.iter().any(|met| !met.is_empty()),
+            WorkerError::WorkerIdInUse(_) => {
+                instance.has_namesake || edits.any(|edit| edit.holder.as_ref() == Some(&instance.seat.name))
+            }
+            WorkerError::Denied { .. } => starts && met.iter().any(|met| met.contains_key("denied")),
+            WorkerError::Unavailable { .. } => {
+                starts && (instance.was_cut_off || met.iter().any(|met| !met.is_empty()))
+            }
             // An owner written by hand, and a counter: a worker of the KCL looks like that.
-            WorkerError::ForeignHolder { .. } => self.edited,
+            WorkerError::ForeignHolder { lease, .. } => {
+                self.edits.get(lease).is_some_and(|edit| meets(&edit))
+            }
             _ => false,
         }
     }
@@ -199,9 +214,10 @@ impl World {
     /// Takes note of workers that have ended, and of what the others say of themselves.
     pub(crate) fn reap(&mut self) {
         self.reap_ended();
-        for instance in self.instances.iter().filter(|instance| instance.state != Life::Over) {
-            let stopping = instance.state == Life::Stopping;
-            self.observer.judge(&instance.seat, &instance.handle.health(), stopping);
+        for instance in self.instances.iter_mut().filter(|instance| instance.state != Life::Over) {
+            let (stopping, health) = (instance.state == Life::Stopping, instance.handle.health());
+            instance.has_run |= health.ready;
+            self.observer.judge(&instance.seat, &health, stopping);
         }
     }
 

@@ -516,6 +516,11 @@ impl Observer {
     /// How many bytes one instance has read.
     pub(crate) fn read_bytes(&self, no: usize) -> u64 {
         self.lock().instances[no].read_bytes
+    /// Whether an instance has ever been given a shard to work on.
+    pub(crate) fn has_worked(&self, no: usize) -> bool {
+        !self.lock().instances[no].processors.is_empty()
+    }
+
     }
 
     /// How many shards one instance works on.

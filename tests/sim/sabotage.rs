@@ -9,10 +9,11 @@ use std::{
 use async_trait::async_trait;
 use kinesis_consumer::{
     Checkpoint, ClaimReason, Claimant, HandOff, Incarnation, Lease, LeaseKey, LeaseWrite, OwnerChange, Shard,
-    ShardId, Tenure, WorkerRow,
+    ShardId, Tenure, WorkerError, WorkerRow,
     io::{
         LeaseError, LeaseStore, Page, RecordSource, Rows, ShardFilter, ShardIterator, SourceError, StartFrom,
         StreamDescription,
+        faulty::Fault,
         memory::{MemoryLeaseStore, MemoryStream},
     },
 };
@@ -24,7 +25,7 @@ use super::{
     processor::{PANIC, Seat, Temper},
     resets::To,
     run::play,
-    script::{Beats, Script},
+    script::{Beats, Door, Script, Step},
     tap::Tap,
 };
 
@@ -458,6 +459,32 @@ async fn an_ending_without_a_cause_is_caught() {
             world.store = Liar::of(world, lie);
         };
         says(&said_of(&minute, sabotage).await, &format!("ended by itself: Err({ending}"));
+    }
+}
+
+/// An outage may end a worker that starts, and none that has run.
+#[tokio::test(start_paused = true)]
+async fn an_outage_that_ends_a_running_worker_is_caught() {
+    let outage = |fault, at| {
+        let faults = vec![(1.0, fault)];
+        (at, Step::Faults { nth: Some(0), door: Door::Both, faults, millis: 3000 })
+    };
+    for (fault, ending) in [(Fault::Unavailable, "Unavailable"), (Fault::Denied, "Denied")] {
+        let ends = |world: &mut World| {
+            world.runs.spawn(async move {
+                tokio::time::sleep(5 * SECOND).await;
+                let (what, source) = ("a look".into(), "sabotage".into());
+                let error = match fault {
+                    Fault::Denied => WorkerError::Denied { what, source },
+                    _ => WorkerError::Unavailable { what, source },
+                };
+                (0, Err(error))
+            });
+        };
+        let script = Script { steps: vec![outage(fault, 3000)], ..calm() };
+        says(&said_of(&script, ends).await, &format!("ended by itself: Err({ending}"));
+        let from_start = Script { steps: vec![outage(fault, 0)], ..calm() };
+        assert_eq!(said_of(&from_start, |_| ()).await, "");
     }
 }
 
