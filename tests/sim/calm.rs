@@ -55,23 +55,20 @@ impl State {
     }
 
     /// A worker gives a lease up: because it was asked to stop or for the lease, because its user's code cannot
-    /// go on, or because another has its id.
+    /// go on, or because it ends by itself, which `stops.rs` waits for.
     pub(super) fn gave_up(&mut self, seat: &Seat, change: &OwnerChange, shard: &ShardId) {
         let tenure = self.tenures.get(&(seat.no, shard.clone()));
         let (begun, asked) = tenure.map_or((false, false), |tenure| (tenure.begun, tenure.asked));
         let instance = &self.instances[seat.no];
-        let is_namesake =
-            |(no, other): (usize, &super::rules::Instance)| no != seat.no && other.name == seat.name;
-        let namesake = self.instances.iter().enumerate().any(is_namesake);
-        let reason = match change {
-            OwnerChange::Transfer => asked,
-            // A claim of which the worker never heard, or that came too late to be begun.
-            _ if !begun => true,
-            _ if instance.cut_off => true,
-            _ => asked || instance.stopping || instance.gives_up.contains(shard) || namesake || self.edited,
-        };
+        if matches!(change, OwnerChange::Transfer) && !asked {
+            self.violate(&seat.name, format!("hands over {shard}, for which nobody has asked"));
+            return;
+        }
+        // A claim of which the worker never heard, or that came too late to be begun, is no work given up.
+        let reason =
+            !begun || asked || instance.cut_off || instance.stopping || instance.gives_up.contains(shard);
         if !reason {
-            self.violate(&seat.name, format!("gives {shard} up for no reason"));
+            self.instances[seat.no].leaves.get_or_insert((shard.clone(), Instant::now()));
         }
     }
 

@@ -297,6 +297,24 @@ async fn who_takes_a_lease_on_its_way_to_another_is_caught() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lease_handed_over_to_somebody_who_has_not_asked_is_caught() {
+    let handed_over = |asks: bool| {
+        let feed = Feed::new();
+        let mut tenure = feed.claims(&feed.a, &feed.row);
+        feed.observer.taken(&feed.a, &feed.shard, &ClaimReason::Free);
+        let request = tenure.row().ask(&"b".into()).expect("willing");
+        if asks {
+            feed.observer.asked(&feed.b, Instant::now(), &request);
+        }
+        assert!(tenure.notice(&tenure.row().after_request(&request)));
+        feed.wrote(&feed.a, &tenure.release(None).expect("no checkpoint"), tenure.row());
+        feed
+    };
+    handed_over(true).is_silent();
+    handed_over(false).says("hands over shardId-000000000001, for which nobody has asked");
+}
+
+#[tokio::test(start_paused = true)]
 async fn counters_that_stand_still_and_writes_of_others_are_caught() {
     fed(
         |feed| {

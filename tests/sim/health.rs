@@ -107,6 +107,7 @@ impl State {
         let now = Instant::now();
         self.stops_in_time(seat);
         self.stays_within_budget(seat);
+        self.ends_after_leaving(seat);
         if seat.freezer.is_frozen() || self.instances[seat.no].thawed == Some(now) {
             return;
         }

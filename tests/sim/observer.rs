@@ -107,7 +107,6 @@ impl Observer {
             moves: Vec::new(),
             account: Account::default(),
             holders: BTreeMap::new(),
-            edited: false,
         }))
     }
 
@@ -232,7 +231,6 @@ impl Observer {
     /// A person has changed the row.
     pub(crate) fn row_edited(&self, shard: &ShardId, counter: u64, rewound: bool) {
         let mut state = self.lock();
-        state.edited = true;
         let row = state.rows.entry(shard.clone()).or_default();
         (row.edited, row.highest, row.load_of) = (true, counter, None);
         row.rewound |= rewound;
@@ -516,11 +514,11 @@ impl Observer {
     /// How many bytes one instance has read.
     pub(crate) fn read_bytes(&self, no: usize) -> u64 {
         self.lock().instances[no].read_bytes
+    }
+
     /// Whether an instance has ever been given a shard to work on.
     pub(crate) fn has_worked(&self, no: usize) -> bool {
         !self.lock().instances[no].processors.is_empty()
-    }
-
     }
 
     /// How many shards one instance works on.

@@ -45,8 +45,6 @@ pub(super) struct State {
     pub(super) account: Account,
     /// Who had each lease last, and when it came to another.
     pub(super) holders: BTreeMap<ShardId, Holders>,
-    /// Somebody has changed a row by hand.
-    pub(super) edited: bool,
 }
 
 /// One row of the table, from its making to its end.
@@ -134,6 +132,8 @@ pub(super) struct Instance {
     pub(super) cut_off: bool,
     /// The user's code cannot go on with these.
     pub(super) gives_up: BTreeSet<ShardId>,
+    /// The first lease that it gave up although nothing asked it to, and when: it must be about to end.
+    pub(super) leaves: Option<(ShardId, Instant)>,
     pub(super) span: Span,
 }
 

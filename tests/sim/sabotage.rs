@@ -528,7 +528,15 @@ async fn a_lease_given_up_for_no_reason_is_caught() {
     let thief = Thief::named(&world, "thief");
     let tenure = thief.takes(&world).await;
     thief.0.write(&tenure.release(None).expect("no checkpoint")).await.expect("nobody is faster");
-    says(&world.observer.violations().join("\n"), "for no reason");
+    world.advance(3 * SECOND).await;
+    let said = |seat: &Seat| {
+        world.observer.lock().ends_after_leaving(seat);
+        world.observer.violations().join("\n")
+    };
+    // It may be about to end.
+    assert_eq!(said(&thief.0.seat), "");
+    tokio::time::sleep(6 * SECOND).await;
+    says(&said(&thief.0.seat), "for no reason");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,4 +1,5 @@
-//! A stop ends in time, whenever it is asked for and whatever fails meanwhile.
+//! A stop ends in time, whenever it is asked for and whatever fails meanwhile. So does a worker that gives a lease up
+//! for no other reason than that it ends by itself.
 
 use super::{processor::Seat, rules::State};
 
@@ -15,6 +16,16 @@ impl State {
         };
         if since.elapsed() > most {
             self.violate(&seat.name, format!("still runs {:?} after it was asked to stop", since.elapsed()));
+        }
+    }
+
+    /// A worker that gave a lease up unasked has ended by now; whether it was to end is asked when it has.
+    pub(super) fn ends_after_leaving(&mut self, seat: &Seat) {
+        let most = self.rules.shutdown_timeout + CALLS * self.rules.call_timeout();
+        let instance = &self.instances[seat.no];
+        let Some((shard, at)) = instance.leaves.clone().filter(|_| !seat.freezer.is_frozen()) else { return };
+        if instance.thawed.map_or(at, |thawed| thawed.max(at)).elapsed() > most {
+            self.violate(&seat.name, format!("gives {shard} up for no reason, {:?} ago", at.elapsed()));
         }
     }
 }
