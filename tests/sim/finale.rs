@@ -176,6 +176,9 @@ impl Player {
             let moves = self.world.observer.moves();
             let before = self.calls();
             // A second after the last move no shard has been read by two.
+            // What is read again, since a person removed a row, is read without pauses.
+            let most = config.max_records;
+            let pages: usize = self.left(script).iter().map(|count| count.div_ceil(most)).sum();
             self.world.advance(window / 2).await;
             let throttled = self.world.observer.counts().throttled;
             self.world.advance(window / 2).await;
@@ -191,7 +194,7 @@ impl Player {
                     let often = format!("is refused {throttled} reads in {:?} at rest", window / 2);
                     self.world.observer.violate("fleet", often);
                 }
-                return self.check_budget(script, window, &before);
+                return self.check_budget(script, window, &before, pages);
             }
             if Instant::now() >= end {
                 let rows: Vec<String> = self
@@ -267,7 +270,7 @@ impl Player {
         better_move(&rows, &self.rooms(loads), |row| state.is_restless(&row.key.shard())).is_none()
     }
 
-    fn check_budget(&self, script: &Script, window: Duration, before: &[Calls]) {
+    fn check_budget(&self, script: &Script, window: Duration, before: &[Calls], pages: usize) {
         let config = &script.setup.config;
         let per = |interval: Duration| window.as_secs_f64() / interval.as_secs_f64();
         let looks = per(config.failover_time / 10).min(per(Duration::from_secs(1)).max(1.0));
@@ -297,8 +300,9 @@ impl Player {
             // Shards that ended within the window are held no more; they were read, and their rows cleaned up.
             let ended = (made.of("create") + made.of("delete")) as f64;
             // One renewal more: the worker's own heartbeat.
-            let most =
-                (most_looks + (held + ended) * (renewals + reads) + ended + renewals + listings).ceil();
+            let most = (most_looks + (held + ended) * (renewals + reads) + ended + renewals + listings)
+                .ceil()
+                + pages as f64;
             if calls as f64 > most {
                 self.world
                     .observer
