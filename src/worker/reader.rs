@@ -166,9 +166,8 @@ impl<R: Rng> Reader<R> {
                         SourceError::NoShard(_) => {
                             warn!(shard = %self.link.shard, after = ?place.through, "the shard has left the stream; \
                                 what was not read of it is gone");
-                            if !at_tip {
-                                self.link.set_gap();
-                            }
+                            // Also after a page at the tip: what came between it and the shard's end nobody has seen.
+                            self.link.set_gap();
                             let children = self.find_children().await;
                             let other_parents = self.find_other_parents(&children).await;
                             self.link.set_reader(Doing::Idle);

@@ -296,6 +296,10 @@ async fn a_shard_that_has_left_the_stream_is_finished_and_its_children_are_read(
     world.forget(&parent);
     (0..2).for_each(|no| world.instances[no].stream_faults.heal());
     reads_everything(&mut world, 15 * SECOND).await;
+    let lines = world.observer.trace().lines;
+    let told = lines.iter().filter(|line| line.what.starts_with("RetentionPassed")).map(|line| &line.what);
+    let told: Vec<&String> = told.collect();
+    assert!(told.len() == 1 && told[0].contains(parent.as_str()), "{told:?}");
 }
 
 /// F17: an operator deletes and edits rows, and drops the table.
