@@ -5,7 +5,8 @@
 //!   they amount to. `SIM_FIRST=n` begins at another one, `SIM_JOBS=n` sets the threads.
 //! - `SIM_SEED=7 cargo test --test simulation random -- --nocapture`: one seed, with all that happened.
 //!
-//! A failing seed is shrunk: steps of its script are left out as long as it still fails. A new fault is a
+//! A failing seed is shrunk: steps of its script, workers, shards, records and time are left out as long as it still
+//! fails, and the command that runs the rest is printed. A new fault is a
 //! `Step` in `sim/script.rs` and what it does in `sim/run.rs`; a new rule is a check in `sim/rules.rs`, with
 //! a sabotage that it must catch.
 
@@ -27,7 +28,7 @@ use sim::{
     processor::PANIC,
     run::{Outcome, run},
     script::{Script, Step},
-    shrink::shrink,
+    shrink::{Cuts, shrink},
 };
 use tokio::time::Instant;
 
@@ -53,23 +54,16 @@ fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().and_then(|value| value.parse().ok())
 }
 
-/// What to read when a seed fails.
-fn explain(seed: u64, script: &Script, outcome: &Outcome) -> String {
-    let violations = outcome.violations.join("\n");
-    // It decides over what the seed says.
-    let beats = std::env::var("SIM_HEARTBEAT").map_or(String::new(), |mode| format!("SIM_HEARTBEAT={mode} "));
-    format!(
-        "seed {seed} fails. Repeat it with\n\n    {beats}SIM_SEED={seed} cargo test --test simulation random\n\n\
-        {script}\n{}\n{violations}\n",
-        outcome.trace
-    )
+/// What to read when a script fails.
+fn explain(script: &Script, outcome: &Outcome) -> String {
+    format!("{script}\n{}\n{}\n", outcome.trace, outcome.violations.join("\n"))
 }
 
 #[test]
 fn random_fleets_keep_every_promise() {
     quiet();
     if let Some(seed) = number("SIM_SEED") {
-        let script = Script::draw(seed);
+        let script = Cuts::read(|name| std::env::var(name).ok()).of(&Script::draw(seed));
         let outcome = run(&script, true);
         println!("{script}\n{}", outcome.trace);
         assert!(outcome.violations.is_empty(), "{}", outcome.violations.join("\n"));
@@ -103,9 +97,15 @@ fn random_fleets_keep_every_promise() {
     let mut failed = failed.into_inner().expect("no panic");
     failed.sort_unstable();
     if let Some(seed) = failed.first() {
-        let script = shrink(&Script::draw(*seed));
-        let outcome = run(&script, true);
-        panic!("{}\nfailed: {failed:?}", explain(*seed, &script, &outcome));
+        let whole = Script::draw(*seed);
+        let cuts = shrink(&whole);
+        let script = cuts.of(&whole);
+        let (all, rest) = (Cuts::default().command(*seed), cuts.command(*seed));
+        panic!(
+            "seed {seed} fails. Repeat it with\n\n    {all}\n\nor what is left of it, which is shown here, with\n\n    \
+             {rest}\n\n{}\nfailed: {failed:?}",
+            explain(&script, &run(&script, true))
+        );
     }
 }
 
@@ -193,7 +193,7 @@ fn a_fleet_that_reads_again_what_had_been_read_is_given_the_workers_and_the_time
     scripts.push(script(2, small_reads, (4, 58), 60_000, steps));
     for script in scripts {
         let outcome = run(&script, true);
-        assert!(outcome.violations.is_empty(), "{}", explain(1, &script, &outcome));
+        assert!(outcome.violations.is_empty(), "{}", explain(&script, &outcome));
     }
 }
 

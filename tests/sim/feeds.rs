@@ -200,7 +200,7 @@ async fn claims_from_the_living_beyond_the_limit_and_in_anothers_name_are_caught
             let claim = feed.row.claim(&Claimant::new(&"b".into(), 1, 0));
             feed.wrote(&feed.a, &claim, &feed.row);
         },
-        "for b",
+        "claimed shardId-000000000001 for b",
     );
 }
 
@@ -446,13 +446,12 @@ async fn shards_that_end_too_soon_are_caught() {
 async fn records_out_of_order_are_caught() {
     let given = |feed: &Feed, first, last| feed.observer.delivered(&feed.a, &feed.shard, first, last);
     let begins = |feed: &Feed| drop(feed.claims(&feed.a, &feed.row));
-    fed(
-        |feed| {
-            begins(feed);
-            given(feed, 1, u64::from(RECORDS) + 1);
-        },
-        "record 11 was never put",
-    );
+    let one_too_many = |feed: &Feed| {
+        begins(feed);
+        given(feed, 1, u64::from(RECORDS) + 1);
+    };
+    fed(one_too_many, "record 11 was never put");
+    fed(one_too_many, "is given shardId-000000000001 1..=11, but");
     fed(
         |feed| {
             begins(feed);

@@ -304,9 +304,10 @@ impl Player {
                 .ceil()
                 + pages as f64;
             if calls as f64 > most {
-                self.world
-                    .observer
-                    .violate(name, format!("made {made:?} in {window:?} at rest, at most {most}"));
+                self.world.observer.violate(
+                    name,
+                    format!("makes too many calls in {window:?} at rest, at most {most}: {made:?}"),
+                );
             }
         }
     }

@@ -108,7 +108,7 @@ async fn workers_that_look_or_call_more_often_than_their_settings_say_are_caught
     let seldom = Script { setup: Setup::new(5, 16), ..calm() };
     let seldom = with(&seldom, |setup| setup.config.idle_time_between_reads = SECOND);
     let often = |world: &mut World| world.setup.config.idle_time_between_reads = SECOND / 5;
-    says(&said_of(&seldom, often).await, "}) in 6s at rest, at most");
+    says(&said_of(&seldom, often).await, "calls in 6s at rest, at most");
 }
 
 #[tokio::test(start_paused = true)]

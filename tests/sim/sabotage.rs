@@ -402,7 +402,7 @@ async fn with_silence_after(time: Duration) -> String {
 async fn what_comes_when_the_faults_have_ended_and_is_not_read_is_caught() {
     says(&with_silence_after(10 * SECOND).await, "without faults");
     // Every record of the script has been read by then, and those that ask for liveness.
-    says(&with_silence_after(13 * SECOND).await, "at rest");
+    says(&with_silence_after(13 * SECOND).await, "left unread after 1.2s at rest");
     assert_eq!(with_silence_after(1000 * SECOND).await, "");
 }
 
