@@ -4,7 +4,7 @@
 use std::{
     ops::RangeInclusive,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use kinesis_consumer::{
@@ -440,6 +440,38 @@ async fn shards_that_end_too_soon_are_caught() {
     ends(&feed);
     feed.is_silent();
     fed(|feed| feed.observer.deleted(&feed.a, &feed.row), "deleted the row of ");
+}
+
+#[tokio::test(start_paused = true)]
+async fn losses_that_are_not_told_of_or_that_there_are_not_are_caught() {
+    // Record 2 is the last that was processed, and record 7 the first that is left.
+    let found = || {
+        let feed = Feed::new();
+        let row = Lease { checkpoint: at(2), ..feed.row.clone() };
+        feed.observer.oldest(&feed.shard, Some(7));
+        feed.claims(&feed.a, &row);
+        let position = Position::at("7".parse().expect("digits"));
+        let records = vec![Record::new(feed.shard.clone(), position, "key", UNIX_EPOCH, "")];
+        let page = Page { records, next: None, children: Vec::new(), behind: Duration::ZERO };
+        feed.observer.opened(&feed.a, &feed.shard, &page);
+        feed.observer.delivered(&feed.a, &feed.shard, 7, 10);
+        feed
+    };
+    let feed = found();
+    feed.observer.tells_of_gap(&feed.a, &feed.shard);
+    feed.observer.judge_losses();
+    feed.observer.ended_well(feed.a.no, &[feed.shard.clone()]);
+    feed.is_silent();
+    let feed = found();
+    feed.observer.ended_well(feed.a.no, &[]);
+    feed.says("never told of the records of shardId-000000000001");
+    fed(
+        |feed| {
+            feed.observer.tells_of_gap(&feed.a, &feed.shard);
+            feed.observer.judge_losses();
+        },
+        "tells of records of shardId-000000000001 that have left, and none has",
+    );
 }
 
 #[tokio::test(start_paused = true)]

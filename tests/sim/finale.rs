@@ -95,7 +95,8 @@ impl Player {
         let removed = script.steps.iter().any(removed);
         let (rows, unread) = (self.world.table.rows(), self.world.observer.unread());
         let left = |shard: Shard| {
-            let all = self.world.stream.records(&shard.id).len() * aggregated() as usize;
+            let (all, lost) = self.world.observer.ends_of(&shard.id);
+            let (all, lost) = (all as usize, lost as usize);
             let done = match rows.iter().find(|row| row.key.shard() == shard.id) {
                 Some(row) if row.is_finished() => all,
                 Some(row) => match (row.checkpoint.position(), row.start_millis) {
@@ -109,7 +110,7 @@ impl Player {
                     first.map_or(all, |(_, _, first)| *first as usize - 1)
                 }
             };
-            all.saturating_sub(done)
+            all.saturating_sub(done.max(lost))
         };
         self.world.stream.shards().into_iter().map(left).filter(|left| *left > 0).collect()
     }
@@ -175,10 +176,10 @@ impl Player {
         loop {
             let moves = self.world.observer.moves();
             let before = self.calls();
-            // A second after the last move no shard has been read by two.
             // What is read again, since a person removed a row, is read without pauses.
             let most = config.max_records;
             let pages: usize = self.left(script).iter().map(|count| count.div_ceil(most)).sum();
+            // A second after the last move no shard has been read by two.
             self.world.advance(window / 2).await;
             let throttled = self.world.observer.counts().throttled;
             self.world.advance(window / 2).await;
@@ -329,13 +330,14 @@ impl Player {
                 let held = format!("{} still has a holder after a clean stop: {:?}", row.key, row.holder());
                 self.world.observer.violate("fleet", held);
             }
-            let last = self.world.stream.records(&row.key.shard()).len() as u64 * aggregated();
+            let (last, lost) = self.world.observer.ends_of(&row.key.shard());
             let stored = match &row.checkpoint {
                 Checkpoint::At(position) => number(position),
                 _ => row.start_millis.map_or(0, |at| self.world.observer.before(&row.key.shard(), at)),
             };
             let rewound = self.world.observer.is_rewound(&row.key.shard());
-            if stored != last && !rewound && config.initial_position == InitialPosition::TrimHorizon {
+            if stored.max(lost) != last && !rewound && config.initial_position == InitialPosition::TrimHorizon
+            {
                 let behind = format!("{} is at {stored} of {last} after a clean stop", row.key);
                 self.world.observer.violate("fleet", behind);
             }

@@ -102,6 +102,9 @@ impl World {
                         listener.observer.taken(&listener, &shard, &reason);
                     }
                     other => {
+                        if let Event::RetentionPassed { shard } = &other {
+                            listener.observer.tells_of_gap(&listener, shard);
+                        }
                         listener.observer.note(&listener.name, || format!("{other:?}"));
                     }
                 }
@@ -214,6 +217,7 @@ impl World {
     /// Takes note of workers that have ended, and of what the others say of themselves.
     pub(crate) fn reap(&mut self) {
         self.reap_ended();
+        self.judge_losses();
         for instance in self.instances.iter_mut().filter(|instance| instance.state != Life::Over) {
             let (stopping, health) = (instance.state == Life::Stopping, instance.handle.health());
             instance.has_run |= health.ready;
@@ -237,6 +241,9 @@ impl World {
                 Err(error) => format!("ends: {error}"),
             });
             self.observer.ended(no);
+            if let Ok(report) = &ending {
+                self.observer.ended_well(no, &report.outlived);
+            }
             let asked = self.instances[no].state == Life::Stopping;
             let instance = &mut self.instances[no];
             (instance.state, instance.ended_at) = (Life::Over, Some(Instant::now()));

@@ -45,6 +45,7 @@ mod index;
 mod instances;
 mod java;
 pub(crate) mod line;
+mod losses;
 mod moves;
 mod neighbours;
 pub(crate) mod observer;

@@ -269,7 +269,8 @@ impl Observer {
         state.alive(seat, "makes a call");
     }
 
-    pub(crate) fn read(&self, seat: &Seat, page: &Page) {
+    pub(crate) fn read(&self, seat: &Seat, shard: &ShardId, page: &Page) {
+        self.opened(seat, shard, page);
         let bytes: usize = page.records.iter().map(|record| record.data().len()).sum();
         self.lock().instances[seat.no].read_bytes += bytes as u64;
     }

@@ -81,7 +81,11 @@ pub(super) struct Tenure {
     pub(super) over: bool,
     pub(super) claimed_at: Instant,
     /// It begins with the shard, not at a checkpoint.
-    fresh: bool,
+    pub(super) fresh: bool,
+    /// A page of the shard has been served.
+    pub(super) opened: bool,
+    /// The first of them had records, and that of the checkpoint was not there any more.
+    pub(super) gap: bool,
     /// The last record before this holding; those of a start at a time may begin earlier.
     pub(super) base: u64,
     pub(super) exact: bool,
@@ -134,6 +138,10 @@ pub(super) struct Instance {
     pub(super) gives_up: BTreeSet<ShardId>,
     /// The first lease that it gave up although nothing asked it to, and when: it must be about to end.
     pub(super) leaves: Option<(ShardId, Instant)>,
+    /// It passed over records of these that had left the stream, and has to say so.
+    pub(super) gaps: BTreeSet<ShardId>,
+    /// It said so of these.
+    pub(super) gaps_told: BTreeSet<ShardId>,
     pub(super) span: Span,
 }
 
@@ -354,6 +362,8 @@ impl State {
             took_alive,
             claimed_at: Instant::now(),
             fresh: after.checkpoint.position().is_none(),
+            opened: false,
+            gap: false,
             begun: false,
             asked: false,
             lets_go_at: None,
@@ -373,6 +383,7 @@ impl State {
             start => return self.violate(&seat.name, format!("checkpointed {shard} at {start}")),
         };
         let nothing_left = log.last() == 0 || log.gone;
+        let lost = log.lost();
         let (childless, ended) = (log.children.is_empty(), *to == Checkpoint::ShardEnd);
         log.ended |= ended;
         if ended {
@@ -382,16 +393,17 @@ impl State {
             }
             for child in children {
                 let made = self.rows.contains_key(&child) || self.removed.contains(&child);
-                if !made && !self.shards.get(&child).is_some_and(|log| log.ended) {
+                if !made && !self.shards.get(&child).is_some_and(|log| log.ended || log.gone) {
                     self.violate(&seat.name, format!("ended {shard} before there is a lease for {child}"));
                 }
             }
         }
         let tenure = self.tenures.get(&(seat.no, shard.clone()));
-        // What is older than an application's beginning is none of its own.
-        let older = tenure.and_then(|tenure| Some(self.shards.get(shard)?.before(tenure.since?)));
-        let acked = tenure.map_or(0, |tenure| tenure.acked_through).max(older.unwrap_or(0));
-        if acked < through && !(ended && nothing_left) {
+        // What is older than an application's beginning is none of its own, and at the end what is lost is not owed.
+        let older =
+            tenure.and_then(|tenure| Some(self.shards.get(shard)?.before(tenure.since?))).unwrap_or(0);
+        let acked = tenure.map_or(0, |tenure| tenure.acked_through).max(older);
+        if acked.max(if ended { lost } else { 0 }) < through && !(ended && nothing_left) {
             self.violate(
                 &seat.name,
                 format!("checkpointed {shard} at {through} with {} not acknowledged", acked + 1),
@@ -405,9 +417,10 @@ impl State {
         let shard = after.key.shard();
         let rewound = self.rows.get(&shard).is_some_and(|row| row.rewound || row.edited);
         let Some(tenure) = self.tenures.get(&(seat.no, shard.clone())).filter(|_| !rewound) else { return };
-        // What came before the holding was read by others, or skipped on purpose.
+        // What came before the holding was read by others, or skipped on purpose; what has left is nobody's.
+        let before = tenure.base.max(self.shards.get(&shard).map_or(0, ShardLog::lost));
         let owed =
-            tenure.lets_go_at.filter(|through| tenure.next.is_some() && *through > tenure.base).unwrap_or(0);
+            tenure.lets_go_at.filter(|through| tenure.next.is_some() && *through > before).unwrap_or(0);
         let stored = after.checkpoint.position().map_or(0, number);
         if stored < owed {
             let why = format!("lets {shard} go at {stored}, and all through {owed} was acknowledged");
@@ -452,7 +465,8 @@ impl State {
         self.signs(seat, shard, |_| ());
         self.counts.deliveries += last + 1 - first;
         let log = self.shards.entry(shard.clone()).or_default();
-        let (parents, lost) = (log.parents.clone(), log.lost);
+        // What came before it has left the stream.
+        let (parents, skips) = (log.parents.clone(), log.losses.contains(&(first - 1)));
         let mut wrong = Vec::new();
         for number in first..=last {
             wrong.extend(log.deliver(number, first - 1).err());
@@ -490,7 +504,7 @@ impl State {
                 None => tenure.next,
             };
             // What has left the stream comes if it had been read by then, and is passed over if not.
-            let comes = |next: u64| first == next || (first == lost + 1 && next <= lost);
+            let comes = |next: u64| first == next || (skips && next < first);
             let expected = match next {
                 Some(next) => comes(next),
                 None if let Some(first) = begins_with => comes(first),
@@ -501,10 +515,14 @@ impl State {
                 let next = next.or(begins_with).unwrap_or(tenure.base + 1);
                 wrong.push(format!("{next} is what comes next for this holder"));
             }
+            let finds_gap = tenure.next.is_none() && tenure.gap && skips && tenure.base + 1 < first;
             if tenure.next.is_none() {
                 tenure.acked_through = first - 1;
-            } else if first == lost + 1 {
-                tenure.acked_through = tenure.acked_through.max(lost);
+            } else if skips {
+                tenure.acked_through = tenure.acked_through.max(first - 1);
+            }
+            if finds_gap {
+                self.instances[seat.no].gaps.insert(shard.clone());
             }
             tenure.next = Some(last + 1);
         }

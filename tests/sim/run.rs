@@ -247,6 +247,13 @@ impl Player {
                 let row = rows.get(nth % rows.len().max(1));
                 row.is_some_and(|row| *edit != Edit::Counter || row.counter > 0)
             }
+            Step::Trim { .. } => self
+                .world
+                .stream
+                .shards()
+                .iter()
+                .any(|shard| !self.world.stream.records(&shard.id).is_empty()),
+            Step::Forget(_) => !self.world.oldest_closed().is_empty(),
             Step::DeleteWorkerRow(_) => !self.world.table.worker_rows().is_empty(),
             _ => true,
         }
@@ -335,6 +342,11 @@ impl Player {
                 self.world.reshard(open.div_ceil(2));
             }
             Step::Reset { nth, to } => self.world.reset(*nth, *to),
+            Step::Trim { nth, keep } => self.world.trim(*nth, *keep),
+            Step::Forget(nth) => {
+                let closed = self.world.oldest_closed();
+                closed.get(nth % closed.len().max(1)).into_iter().for_each(|shard| self.world.forget(shard));
+            }
             Step::DropTable => self.world.drop_table(),
             Step::DeleteWorkerRow(nth) => self.world.delete_worker_row(*nth),
             Step::DeleteRow(nth) => self.world.delete_row(*nth),

@@ -78,6 +78,13 @@ pub(crate) enum Step {
         nth: Option<usize>,
         to: To,
     },
+    /// The oldest records of a shard leave the stream, all but this share.
+    Trim {
+        nth: usize,
+        keep: f64,
+    },
+    /// A closed shard leaves the stream.
+    Forget(usize),
     DropTable,
     DeleteWorkerRow(usize),
     DeleteRow(usize),
@@ -315,6 +322,19 @@ impl Script {
             }
             steps.sort_by_key(|(at, _)| *at);
         }
+        // Where nothing is set back: what is to be read again is not there any more.
+        let apart = &mut StdRng::seed_from_u64(seed ^ 0x7_4140);
+        let set_back = steps.iter().any(|(_, step)| matches!(step, Step::Reset { .. }));
+        if from_start
+            && begins.is_none()
+            && !set_back
+            && !kinds.contains(&Kind::Operator)
+            && apart.random_bool(0.25)
+        {
+            let losses = (0..apart.random_range(1..=4)).map(|_| (apart.random_range(0..length), loss(apart)));
+            steps.extend(losses.collect::<Vec<_>>());
+            steps.sort_by_key(|(at, _)| *at);
+        }
         let setup = Setup {
             begins,
             clock_behind,
@@ -474,6 +494,14 @@ fn returns(time: u64, rng: &mut StdRng) -> Step {
     match rng.random_bool(0.5) {
         true => Step::Crash { nth, back },
         false => Step::Stop { nth, back },
+    }
+}
+
+fn loss(rng: &mut StdRng) -> Step {
+    let nth = rng.random_range(0..64);
+    match rng.random_bool(0.6) {
+        true => Step::Trim { nth, keep: rng.random_range(0.0..1.0) },
+        false => Step::Forget(nth),
     }
 }
 

@@ -1,6 +1,9 @@
 //! The stream as the observer knows it: lineage, every record, and what became of each.
 
-use std::{cell::Cell, collections::BTreeMap};
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use kinesis_consumer::{Position, ShardId};
 use tokio::time::Instant;
@@ -39,8 +42,8 @@ pub(crate) struct ShardLog {
     pub(crate) reset_at: Option<Instant>,
     /// It has left the stream; what was not read of it cannot be.
     pub(crate) gone: bool,
-    /// Records up to here have left the stream for their age.
-    pub(crate) lost: u64,
+    /// Records up to here have left the stream for their age, each time that some did.
+    pub(crate) losses: BTreeSet<u64>,
     records: Vec<RecordLog>,
     /// Every record up to here was delivered once, or is none of the application's.
     delivered: u64,
@@ -97,13 +100,18 @@ impl ShardLog {
         missed.map(|record| (record.key, record.in_key)).collect()
     }
 
+    /// The last record that has left the stream for its age; 0 if none did.
+    pub(crate) fn lost(&self) -> u64 {
+        self.losses.last().copied().unwrap_or(0)
+    }
+
     /// Takes the records up to `number` out of the stream; returns those that nobody was given, each by its key.
     pub(crate) fn lose(&mut self, number: u64) -> Vec<(u32, u32)> {
         let old = &mut self.records[..number as usize];
         old.iter_mut().for_each(|record| record.acked = true);
         let missed = old.iter().skip(self.delivered as usize);
         let missed = missed.map(|record| (record.key, record.in_key)).collect();
-        self.lost = self.lost.max(number);
+        self.losses.extend((number > self.lost()).then_some(number));
         self.delivered = self.delivered.max(number);
         missed
     }

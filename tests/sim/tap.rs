@@ -137,7 +137,7 @@ impl RecordSource for Tap<dyn RecordSource> {
     async fn read(&self, shard: &ShardId, from: &ShardIterator, limit: usize) -> Result<Page, SourceError> {
         let page = self.inner.read(shard, from, limit).await;
         match &page {
-            Ok(page) => self.seat.observer.read(&self.seat, page),
+            Ok(page) => self.seat.observer.read(&self.seat, shard, page),
             Err(SourceError::Throttled { .. }) => self.seat.observer.throttled(),
             Err(_) => {}
         }
