@@ -182,7 +182,7 @@ pub(crate) fn plan(
     let room = room - returned.len();
     let even = Even::new(&scale, &mine, &loads, open.iter().map(|open| open.lease));
     let wanted = share.saturating_sub(mine.count);
-    let chooser = Chooser { planner, limits, loads: &loads, even: &even, share, wanted, room, now };
+    let chooser = Chooser { planner, limits, loads: &loads, even: &even, workers, share, wanted, room, now };
     let mut chosen = chooser.choose(open, even.weight(&mine), rng);
     left_over.append(&mut chosen.left_over);
     left_over.sort();

@@ -23,6 +23,7 @@ pub(super) struct Chooser<'a> {
     pub(super) limits: &'a Limits,
     pub(super) loads: &'a BTreeMap<&'a WorkerId, Load<'a>>,
     pub(super) even: &'a Even<'a>,
+    pub(super) workers: usize,
     /// The fair share of each worker.
     pub(super) share: usize,
     /// How many this worker lacks to its own.
@@ -95,8 +96,8 @@ impl Chooser<'_> {
     fn hasty(&self, open: &[Open<'_>], looks: Option<f64>, kind: &Reason) -> usize {
         let found =
             open.iter().filter(|open| open.reason == *kind && !self.planner.avoided.contains(open.key));
-        let workers = (self.loads.len() + 1) as f64;
-        looks.map_or(0, |looks| (found.count() as f64 / (workers * looks).max(1.0)).ceil() as usize)
+        let looks = looks.map(|looks| (self.workers as f64 * looks).max(1.0));
+        looks.map_or(0, |looks| (found.count() as f64 / looks).ceil() as usize)
     }
 
     /// Whether an heir that is alive and has not its share yet takes it at its next look. Counts what each is left.

@@ -308,3 +308,14 @@ fn a_merged_shard_is_left_to_the_holder_of_its_first_parent_and_where_looks_are_
         assert_eq!(keys(&plan), claimed, "{me}, {looks:?}");
     }
 }
+
+#[test]
+fn what_is_worked_on_is_load_and_not_claimed_again_whatever_its_row_says() {
+    for rows in ["free: 1 2 | b: 3", "expired: 1 2 | b: 3", "c: 1 2 | b: 3", "a: 1 2 | b: 3", "b: 3"] {
+        let table = table(rows);
+        let held = BTreeSet::from([1, 2].map(|n| LeaseKey::from(&shard(n))));
+        let rng = &mut StdRng::seed_from_u64(1);
+        let plan = by(&"a".into(), &held, |me| plan(&table.view, me, &limits(), table.now, rng));
+        assert_eq!((keys(&plan), plan.total, plan.workers), (vec![], 3, 2), "{rows}");
+    }
+}
