@@ -18,6 +18,9 @@ use super::{
     shards::{aggregated, number},
 };
 
+/// What the averages of shards' throughput remember, about.
+const MEMORY: Duration = Duration::from_secs(600);
+
 impl Player {
     /// Ends all faults, and holds the fleet to liveness, calm, budgets and a clean end.
     pub(super) async fn finale(&mut self, script: &Script) -> Duration {
@@ -172,7 +175,9 @@ impl Player {
         let steals =
             config.max_leases_to_steal_at_one_time.map_or(0, |most| unfinished.div_ceil(2 * most as u32));
         let looks = (looks + steals) * look;
-        let end = Instant::now() + bound + 2 * window + looks;
+        // Averages fade for as long, each from another height, and leases follow them.
+        let fading = if config.balance == Balance::Throughput { 2 * MEMORY } else { Duration::ZERO };
+        let end = Instant::now() + bound + 2 * window + looks + fading;
         loop {
             let moves = self.world.observer.moves();
             let before = self.calls();

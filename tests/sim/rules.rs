@@ -400,8 +400,7 @@ impl State {
         }
         let tenure = self.tenures.get(&(seat.no, shard.clone()));
         // What is older than an application's beginning is none of its own, and at the end what is lost is not owed.
-        let older =
-            tenure.and_then(|tenure| Some(self.shards.get(shard)?.before(tenure.since?))).unwrap_or(0);
+        let older = tenure.map_or(0, |tenure| self.older(tenure, shard));
         let acked = tenure.map_or(0, |tenure| tenure.acked_through).max(older);
         if acked.max(if ended { lost } else { 0 }) < through && !(ended && nothing_left) {
             self.violate(
@@ -411,6 +410,12 @@ impl State {
         }
     }
 
+    /// The last record of a shard from before the time at which the application was to begin.
+    fn older(&self, tenure: &Tenure, shard: &ShardId) -> u64 {
+        let log = self.shards.get(shard).zip(tenure.since);
+        log.map_or(0, |(log, since)| log.before(since))
+    }
+
     /// Whoever lets a lease go leaves the next holder nothing that its processor had acknowledged when it sent the
     /// write.
     fn lets_go(&mut self, seat: &Seat, after: &Lease) {
@@ -418,7 +423,8 @@ impl State {
         let rewound = self.rows.get(&shard).is_some_and(|row| row.rewound || row.edited);
         let Some(tenure) = self.tenures.get(&(seat.no, shard.clone())).filter(|_| !rewound) else { return };
         // What came before the holding was read by others, or skipped on purpose; what has left is nobody's.
-        let before = tenure.base.max(self.shards.get(&shard).map_or(0, ShardLog::lost));
+        let lost = self.shards.get(&shard).map_or(0, ShardLog::lost);
+        let before = tenure.base.max(lost).max(self.older(tenure, &shard));
         let owed =
             tenure.lets_go_at.filter(|through| tenure.next.is_some() && *through > before).unwrap_or(0);
         let stored = after.checkpoint.position().map_or(0, number);
