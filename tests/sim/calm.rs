@@ -68,7 +68,7 @@ impl State {
         let reason =
             !begun || asked || instance.cut_off || instance.stopping || instance.gives_up.contains(shard);
         if !reason {
-            self.instances[seat.no].leaves.get_or_insert((shard.clone(), Instant::now()));
+            self.instances[seat.no].leaves.get_or_insert_with(|| (shard.clone(), Instant::now()));
         }
     }
 

@@ -460,7 +460,7 @@ async fn losses_that_are_not_told_of_or_that_there_are_not_are_caught() {
     let feed = found();
     feed.observer.tells_of_gap(&feed.a, &feed.shard);
     feed.observer.judge_losses();
-    feed.observer.ended_well(feed.a.no, &[feed.shard.clone()]);
+    feed.observer.ended_well(feed.a.no, std::slice::from_ref(&feed.shard));
     feed.is_silent();
     let feed = found();
     feed.observer.ended_well(feed.a.no, &[]);
