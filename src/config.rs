@@ -193,7 +193,8 @@ pub enum InitialPosition {
     /// lease table, so a restart before the first checkpoint skips nothing. Where the host's clock is ahead of the
     /// stream's, by two seconds or more, it is by the stream's.
     Latest,
-    /// With the first record that arrived at this time or later; written as `2026-11-22T08:30:00Z`.
+    /// With the first record that arrived at this time or later; written as `2026-11-22T08:30:00Z`. The children of
+    /// a shard that ends before a time to come are read whole, as by the KCL.
     AtTimestamp(#[serde(with = "humantime_serde")] SystemTime),
 }
 

@@ -103,6 +103,7 @@ impl Observer {
             pulses: BTreeMap::new(),
             instances: Vec::new(),
             pinned: None,
+            begins: None,
             counts: Counts::default(),
             moves: Vec::new(),
             account: Account::default(),
@@ -202,6 +203,9 @@ impl Observer {
         let mut state = self.lock();
         state.counts.records += 1;
         state.shards.entry(shard.clone()).or_default().put(key, in_key, arrived_millis);
+        if let Some(at) = state.begins {
+            state.leave_out_before(shard, at);
+        }
     }
 
     /// The shard has left the stream: all of it is older than the retention period.
@@ -306,6 +310,11 @@ impl Observer {
         });
         if let (Checkpoint::Latest, Some(at)) = (&lease.checkpoint, lease.start_millis) {
             state.pinned = Some(state.pinned.map_or(at, |pinned| pinned.min(at)));
+        }
+        if let (Checkpoint::AtTimestamp, Some(at)) = (&lease.checkpoint, lease.start_millis) {
+            state.begins = Some(at);
+            let shards: Vec<ShardId> = state.shards.keys().cloned().collect();
+            shards.iter().for_each(|shard| state.leave_out_before(shard, at));
         }
         state.removed.remove(&shard);
         state.rows.insert(shard, RowLog { highest: lease.counter, ..RowLog::default() });

@@ -40,6 +40,8 @@ pub(super) struct State {
     /// The earliest start that a row was pinned to, which is when the application began: what arrived since then
     /// must not be missed.
     pub(super) pinned: Option<u64>,
+    /// The time at which the application is to begin, if it is to begin at one.
+    pub(super) begins: Option<u64>,
     pub(super) counts: Counts,
     pub(super) moves: Vec<u64>,
     pub(super) account: Account,
@@ -408,6 +410,12 @@ impl State {
                 format!("checkpointed {shard} at {through} with {} not acknowledged", acked + 1),
             );
         }
+    }
+
+    /// Nobody has to be given what arrived before the application's beginning, and whoever is may be given some of it.
+    pub(super) fn leave_out_before(&mut self, shard: &ShardId, at: u64) {
+        let log = self.shards.entry(shard.clone()).or_default();
+        log.leave_out(log.before(at)).into_iter().for_each(|(key, in_key)| self.keys.miss(key, in_key));
     }
 
     /// The last record of a shard from before the time at which the application was to begin.

@@ -100,6 +100,14 @@ impl ShardLog {
         missed.map(|record| (record.key, record.in_key)).collect()
     }
 
+    /// Records up to `number` are none of the application's; returns those that nobody was given, each by its key.
+    pub(crate) fn leave_out(&mut self, number: u64) -> Vec<(u32, u32)> {
+        let left_out = self.records.iter().take(number as usize).skip(self.delivered as usize);
+        let left_out = left_out.map(|record| (record.key, record.in_key)).collect();
+        self.delivered = self.delivered.max(number);
+        left_out
+    }
+
     /// The last record that has left the stream for its age; 0 if none did.
     pub(crate) fn lost(&self) -> u64 {
         self.losses.last().copied().unwrap_or(0)

@@ -584,3 +584,18 @@ async fn a_throughput_once_measured_goes_with_the_next_write() {
     held.renew().await.expect("ours");
     assert_eq!(held.row().throughput_kbps, Some(12.5));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_write_is_tried_again_until_its_time_is_over_and_not_at_its_end() {
+    let held = held().await;
+    let before = held.faults.calls(Op::WriteLease);
+    held.faults.next(Op::WriteLease, 5, Fault::Unavailable);
+    let tried = async |millis| {
+        let until = clock::now() + Duration::from_millis(millis);
+        let result = held.lease.write_until(until, |tenure| Ok(tenure.renewal())).await;
+        (result.is_ok(), held.faults.calls(Op::WriteLease) - before)
+    };
+    assert_eq!(tried(50).await, (false, 1), "the pause would end with the time");
+    assert_eq!(tried(150).await, (false, 3), "one pause, and the next would");
+    assert_eq!(tried(1000).await, (true, 6), "until the table answers");
+}
