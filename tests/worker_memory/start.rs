@@ -53,6 +53,19 @@ async fn latest_skips_nothing_where_the_hosts_clock_is_ahead_of_the_streams() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn latest_begins_with_the_first_record_where_it_seems_to_be_older_than_the_stream() {
+    let world = World::of(MemoryStream::new("stream", 1).with_clock_behind(300 * SECOND));
+    // The host's clock seems to be ahead by more than it is.
+    world.faults.next(Op::Describe, 1, Fault::DelayedReply(SECOND));
+    let worker = run(world.worker_with("a", latest()).build(world.probe()).expect("valid"));
+    tokio::time::sleep(SECOND / 2).await;
+    world.put(0, ["new"]);
+    world.stream.split(&world.shard(0));
+    world.trace.wait_for(0, "batch new").await;
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_row_that_is_deleted_by_hand_while_a_worker_starts_stays_deleted() {
     let world = World::shards(1);
     world.put(0, ["a", "b"]);

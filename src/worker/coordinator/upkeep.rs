@@ -182,7 +182,11 @@ impl Coordinator {
                 Begin::Latest { pinned_millis } => at(pinned_millis),
                 Begin::Timestamp { millis } => at(millis),
             };
-            let listed = self.parts.source.list_shards(filter).await?;
+            let mut listed = self.parts.source.list_shards(filter).await?;
+            if listed.is_empty() {
+                // Older than the stream: all that it has came since then.
+                listed = self.parts.source.list_shards(ShardFilter::AtTrimHorizon).await?;
+            }
             // Not from every server: some ignore the filter. Then the lineage decides.
             if let Some(initial) = shard_sync::initial(&listed, begin) {
                 return Ok(initial);
