@@ -147,6 +147,8 @@ impl Consumer {
         } else {
             warn!(shard = %link.shard, "the processor did not finish in time and was stopped");
             user.abort_all();
+            // A puller's code is nobody's to abort: it hears of it before anybody can take the lease.
+            link.held.lose(LeaseLost::Released);
         }
         // What is left is ours and the table's: no part of the user's code owes progress.
         link.set_busy(false);

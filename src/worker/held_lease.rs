@@ -67,8 +67,10 @@ struct Standing {
     /// When the row was last seen or written as ours; none if a look made that doubtful.
     checked_at: Option<Instant>,
     lost: Option<LeaseLost>,
-    /// The row was given up: nothing may be written any more, whatever the reason.
+    /// The row was given up, and others may take the lease.
     given_up: bool,
+    /// It was, or is marked as left: nothing may be written any more, whatever the reason.
+    closed: bool,
 }
 
 impl Standing {
@@ -105,7 +107,7 @@ impl From<WriteError> for CheckpointError {
 impl HeldLease {
     fn new(tenure: Tenure, by: &Taker, pulse: Option<Arc<Pulse>>) -> Self {
         let (proven_at, checked_at) = (tenure.proven_at(), Some(tenure.proven_at()));
-        let standing = Standing { proven_at, pulse, checked_at, lost: None, given_up: false };
+        let standing = Standing { proven_at, pulse, checked_at, lost: None, given_up: false, closed: false };
         Self {
             key: tenure.row().key.clone(),
             store: by.store.clone(),
@@ -200,7 +202,9 @@ impl HeldLease {
     pub(super) fn can_give_up(&self) -> bool {
         match self.why_lost() {
             None => true,
-            Some(LeaseLost::Stalled) => !self.standing().given_up && clock::now() < self.valid_until(),
+            Some(LeaseLost::Stalled | LeaseLost::Released) => {
+                !self.standing().closed && clock::now() < self.valid_until()
+            }
             Some(_) => false,
         }
     }
@@ -420,12 +424,12 @@ impl HeldLease {
         }
         drop(standing);
         // Under the writer's lock: a renewal that waits for it must not touch a row that is given up.
-        if matches!(write.owner(), OwnerChange::Remove | OwnerChange::Transfer) {
-            self.standing().given_up = true;
-            self.lose(LeaseLost::Released);
-        }
-        if matches!(write.owner(), OwnerChange::Leave) {
-            // A renewal now would look as if this worker were still there.
+        let given_up = matches!(write.owner(), OwnerChange::Remove | OwnerChange::Transfer);
+        // A renewal of one that is left would look as if this worker were still there.
+        if given_up || matches!(write.owner(), OwnerChange::Leave) {
+            let mut standing = self.standing();
+            (standing.given_up, standing.closed) = (given_up, true);
+            drop(standing);
             self.lose(LeaseLost::Released);
         }
     }

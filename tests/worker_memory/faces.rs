@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use kinesis_consumer::{Event, Lease, LeaseLost, Ordering, ShardEvent, io::faulty::Op};
+use kinesis_consumer::{
+    Event, Lease, LeaseLost, Ordering, ShardEvent,
+    io::faulty::{Fault, Op},
+};
 use tokio::{select, task::JoinSet, time::Instant};
 
 use crate::world::{FAILOVER, SECOND, World, config, event, payloads, run, text, until};
@@ -196,6 +199,24 @@ async fn a_puller_in_the_midst_of_a_batch_learns_that_its_lease_is_lost() {
         assert!(matches!(told.await, Ok(told) if told == why));
         worker.crash().await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_puller_that_is_cut_off_learns_of_it_before_anybody_else_can_take_its_shard() {
+    let world = World::shards(1);
+    world.put(0, [1]);
+    let (worker, mut shards) = world.worker("a").stream().expect("valid");
+    let worker = run(worker);
+    let mut shard = shards.next().await.expect("a shard");
+    let ShardEvent::Batch(_) = shard.next().await else { panic!("not a batch") };
+    // The row is free a second before the worker knows that.
+    world.faults.chance(Op::WriteLease, 1.0, Fault::DelayedReply(SECOND));
+    let (began, context) = (Instant::now(), shard.context());
+    let told = async { (context.lost().await, began.elapsed()) };
+    let ((why, told), report) = tokio::join!(told, worker.stop());
+    assert_eq!((why, told), (LeaseLost::Released, config().shutdown_timeout));
+    assert!(began.elapsed() >= config().shutdown_timeout + SECOND);
+    assert_eq!((world.owners(), report.cut_off), (vec!["-".to_owned()], vec![world.shard(0)]));
 }
 
 #[tokio::test(start_paused = true)]

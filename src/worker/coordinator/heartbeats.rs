@@ -21,6 +21,7 @@ use crate::{
         lease_view::LeaseView,
         look_schedule::LookSchedule,
     },
+    error::LeaseLost,
     io::Rows,
     worker::{coordinator::CALLS_AT_ONCE, held_lease::HeldLease, pulse::Heart, renewer::cause},
 };
@@ -116,10 +117,10 @@ impl Coordinator {
     pub(super) async fn disown(&mut self) {
         let Some(pulse) = self.pulse.heart().and_then(|heart| heart.current()) else { return };
         let stray = |lease: &&Lease| {
-            let working = self
-                .links
-                .get(&lease.key)
-                .is_some_and(|link| link.held.why_lost().is_none() || link.held.is_given_up());
+            let working = self.links.get(&lease.key).is_some_and(|link| {
+                // Released: it is being given up.
+                link.held.why_lost().is_none_or(|why| why == LeaseLost::Released) || link.held.is_given_up()
+            });
             let ours = lease.lives_by() == Some(pulse.incarnation()) && !lease.is_finished();
             ours && !working && !self.asked.contains_key(&lease.key)
         };

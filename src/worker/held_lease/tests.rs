@@ -599,3 +599,16 @@ async fn a_write_is_tried_again_until_its_time_is_over_and_not_at_its_end() {
     assert_eq!(tried(150).await, (false, 3), "one pause, and the next would");
     assert_eq!(tried(1000).await, (true, 6), "until the table answers");
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_was_let_go_can_be_given_up_or_left_once() {
+    for leave in [false, true] {
+        let held = held().await;
+        held.lease.lose(LeaseLost::Released);
+        assert!(held.lease.can_give_up() && !held.lease.is_given_up());
+        let end = |tenure: &Tenure| if leave { tenure.leave(None) } else { tenure.release(None) };
+        held.lease.write(end).await.expect("nobody else writes");
+        assert_eq!((held.lease.is_given_up(), held.lease.can_give_up()), (!leave, false));
+        assert_eq!(lost(held.renew().await), LeaseLost::Released);
+    }
+}
