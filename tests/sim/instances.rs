@@ -214,6 +214,11 @@ impl World {
         }
     }
 
+    /// Whether a worker has not begun to work yet.
+    pub(crate) fn is_starting(&self) -> bool {
+        self.instances.iter().any(|instance| instance.state != Life::Over && !instance.has_run)
+    }
+
     /// Takes note of workers that have ended, and of what the others say of themselves.
     pub(crate) fn reap(&mut self) {
         self.reap_ended();

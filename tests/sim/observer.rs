@@ -279,8 +279,10 @@ impl Observer {
         self.lock().instances[seat.no].read_bytes += bytes as u64;
     }
 
-    pub(crate) fn throttled(&self) {
-        self.lock().counts.throttled += 1;
+    pub(crate) fn throttled(&self, seat: &Seat, shard: &ShardId) {
+        let mut state = self.lock();
+        state.counts.throttled += 1;
+        state.note(&seat.name, || format!("is refused a read of {}", short(shard.as_str())));
     }
 
     pub(crate) fn looks(&self, seat: &Seat) {

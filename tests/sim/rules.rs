@@ -498,7 +498,12 @@ impl State {
                     tenure.is_none_or(|tenure| tenure.fresh && at + under_way < tenure.claimed_at)
                 })
             };
-            let unended = self.shards.get(&parent).is_some_and(|log| !log.ended && !log.gone && waits(log));
+            // One that had ended before the application was to begin has nothing to give, whatever row it has got.
+            let gives = |log: &ShardLog| self.begins.is_none_or(|at| log.before(at) < log.last());
+            let unended = self
+                .shards
+                .get(&parent)
+                .is_some_and(|log| !log.ended && !log.gone && gives(log) && waits(log));
             // An application that began at the tip reads no shard that was closed before.
             if self.rules.parents_first
                 && unended

@@ -138,7 +138,7 @@ impl RecordSource for Tap<dyn RecordSource> {
         let page = self.inner.read(shard, from, limit).await;
         match &page {
             Ok(page) => self.seat.observer.read(&self.seat, shard, page),
-            Err(SourceError::Throttled { .. }) => self.seat.observer.throttled(),
+            Err(SourceError::Throttled { .. }) => self.seat.observer.throttled(&self.seat, shard),
             Err(_) => {}
         }
         page
