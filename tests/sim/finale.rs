@@ -178,7 +178,10 @@ impl Player {
         // Averages fade for as long, each from another height, and leases follow them.
         let fading = if config.balance == Balance::Throughput { 2 * MEMORY } else { Duration::ZERO };
         let end = Instant::now() + bound + 2 * window + looks + fading;
+        // After a page of 10 MB a shard refuses reads for so long, and who read it may have handed it over.
+        let pages_fade = if script.setup.payload > 0 { Duration::from_secs(5) } else { Duration::ZERO };
         loop {
+            self.world.advance(pages_fade).await;
             let moves = self.world.observer.moves();
             let before = self.calls();
             // What is read again, since a person removed a row, is read without pauses.
@@ -271,6 +274,10 @@ impl Player {
     }
 
     fn is_even_by_throughput(&self, loads: &BTreeMap<String, usize>) -> bool {
+        // A worker takes up to the mean of all, and does not know who may not have that much.
+        if !self.world.setup.unequal.is_empty() {
+            return true;
+        }
         let mut rows = self.world.table.rows();
         rows.retain(|row| !row.is_finished());
         let state = self.world.observer.lock();

@@ -318,6 +318,11 @@ impl State {
         let (holder, edited) = (row.holder, row.edited);
         let waits_for = holder.or(row.left_by).filter(|_| !edited && before.checkpoint_owner.is_none());
         let (handed_to, load_of) = (row.handed_to.take(), row.load_of.take());
+        if handed_to.as_ref().is_some_and(|(to, _)| to.as_str() == seat.name) {
+            // What was asked for has come: another may be asked for before the next look.
+            let steals = &mut self.instances[seat.no].steals_since_look;
+            *steals = steals.saturating_sub(1);
+        }
         *row = RowLog { highest: row.highest, holder: Some(seat.no), load_of, ..RowLog::default() };
         if let Some((to, at)) = handed_to.filter(|(to, _)| !edited && to.as_str() != seat.name) {
             self.takes_on_its_way(seat, &shard, &to, at);
