@@ -117,8 +117,9 @@ impl<'a> Rows<'a> {
                 let from = asked.map_or(me, HandOff::from).clone();
                 self.arrived.push(claim(Reason::HandedOver { from }));
             }
-            // Its holder is gone. It comes in the room that is kept for it, so that what is free does not take that.
-            Standing::Expired { .. } if asked.is_some() && lease.is_coming_to(me) => {
+            // Its holder is gone, before or after it saw the request. It comes in the room that is kept for it, so that
+            // what is free does not take that.
+            Standing::Expired { .. } if asked.is_some() && !own => {
                 self.mine.add(lease, self.scale);
                 self.arrived.push(claim(Reason::Expired));
             }

@@ -238,6 +238,21 @@ fn a_look_that_is_older_than_a_request_makes_no_more_of_them() {
 }
 
 #[test]
+fn what_was_asked_for_of_a_holder_that_is_gone_keeps_its_room_although_the_look_is_older() {
+    let table = willing();
+    let lease = table.view.get(&(&shard(1)).into()).expect("a lease").clone();
+    let asks: BTreeMap<LeaseKey, HandOff> =
+        [(lease.key.clone(), lease.ask(&"b".into()).expect("willing"))].into();
+    let (held, limits) = (BTreeSet::new(), Limits { max_leases: 1, ..limits() });
+    let planner = Planner { process: 1, me: &"b".into(), held: &held, asked: &asks, avoided: &held };
+    for seed in 0..20 {
+        let rng = &mut StdRng::seed_from_u64(seed);
+        let plan = plan(&table.view, planner, &limits, table.now + FAILOVER, rng);
+        assert_eq!(plan.claims, [Claim { key: lease.key.clone(), reason: Reason::Expired, ask: false }]);
+    }
+}
+
+#[test]
 fn a_holder_that_takes_too_long_to_hand_over_is_robbed() {
     let mut table = willing();
     let lease = table.view.get(&(&shard(1)).into()).expect("a lease").clone();
