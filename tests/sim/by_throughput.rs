@@ -73,7 +73,8 @@ impl State {
     /// The answer to a look at the table has come.
     pub(super) fn saw(&mut self, seat: &Seat) {
         let instance = &mut self.instances[seat.no];
-        if self.rules.balance == Balance::Throughput {
+        // What a stale one shows is not known.
+        if self.rules.balance == Balance::Throughput && !self.are_looks_stale {
             instance.looks.extend(instance.served);
         }
     }

@@ -292,6 +292,7 @@ impl World {
         self.observer.fleet_changes();
         self.setup.temper = Temper { slow: self.setup.temper.slow.min(50), ..Temper::default() };
         self.table.set_scan_staleness(Duration::ZERO);
+        self.observer.looks_are_stale(false);
         let usual = self.usual();
         for no in 0..self.instances.len() {
             let instance = &self.instances[no];

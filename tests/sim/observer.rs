@@ -104,6 +104,7 @@ impl Observer {
             instances: Vec::new(),
             pinned: None,
             begins: None,
+            are_looks_stale: false,
             counts: Counts::default(),
             moves: Vec::new(),
             account: Account::default(),
@@ -277,6 +278,11 @@ impl Observer {
         self.opened(seat, shard, page);
         let bytes: usize = page.records.iter().map(|record| record.data().len()).sum();
         self.lock().instances[seat.no].read_bytes += bytes as u64;
+    }
+
+    /// Whether looks may show rows as they were before.
+    pub(crate) fn looks_are_stale(&self, stale: bool) {
+        self.lock().are_looks_stale = stale;
     }
 
     pub(crate) fn throttled(&self, seat: &Seat, shard: &ShardId) {

@@ -42,6 +42,7 @@ pub(super) struct State {
     pub(super) pinned: Option<u64>,
     /// The time at which the application is to begin, if it is to begin at one.
     pub(super) begins: Option<u64>,
+    pub(super) are_looks_stale: bool,
     pub(super) counts: Counts,
     pub(super) moves: Vec<u64>,
     pub(super) account: Account,

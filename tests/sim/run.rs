@@ -195,7 +195,10 @@ impl Player {
                 let usual = world.usual();
                 self.line(no, door, usual);
             }
-            Due::Fresh => world.table.set_scan_staleness(Duration::ZERO),
+            Due::Fresh => {
+                world.table.set_scan_staleness(Duration::ZERO);
+                world.observer.looks_are_stale(false);
+            }
             Due::Start(name) => self.start_worker(name),
         }
     }
@@ -329,6 +332,7 @@ impl Player {
                 self.world.observer.note("table", || format!("scans show each row up to {by} ms ago"));
                 let seed = self.world.setup.seed ^ self.now();
                 self.world.table.set_scan_ages(Duration::from_millis(*by), seed);
+                self.world.observer.looks_are_stale(true);
                 self.later(*millis, Due::Fresh);
             }
             Step::Split(nth) => self.world.split(*nth),
