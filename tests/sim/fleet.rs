@@ -356,12 +356,12 @@ impl World {
         let Some(mut row) = rows.get(nth % rows.len().max(1)).cloned() else { return };
         match edit {
             Edit::NoOwner => (row.owner, row.checkpoint_owner) = (None, None),
+            // That nobody has claimed it is all that keeps a child waiting whose parent's row is deleted, too.
+            Edit::OtherOwner | Edit::Counter if row.counter == 0 => return,
             Edit::OtherOwner => {
                 (row.owner, row.checkpoint_owner) = (Some("somebody".into()), None);
                 row.counter += 1;
             }
-            // That nobody has claimed it is all that keeps a child waiting whose parent's row is deleted, too.
-            Edit::Counter if row.counter == 0 => return,
             Edit::Counter => row.counter += 7,
             Edit::Rewind => row.checkpoint = Checkpoint::TrimHorizon,
         }
