@@ -6,12 +6,12 @@ use std::{
 };
 
 use kinesis_consumer::{
-    Event, Lease, LeaseLost, Ordering, ShardEvent,
+    Assignments, Event, HeldShard, Lease, LeaseLost, Ordering, ShardEvent,
     io::faulty::{Fault, Op},
 };
 use tokio::{select, task::JoinSet, time::Instant};
 
-use crate::world::{FAILOVER, SECOND, World, config, event, payloads, run, text, until};
+use crate::world::{FAILOVER, Running, SECOND, World, config, event, payloads, run, text, until};
 
 #[tokio::test(start_paused = true)]
 async fn a_closure_is_called_for_each_record_in_order_and_the_work_is_checkpointed() {
@@ -167,15 +167,21 @@ async fn a_puller_that_has_gone_stops_neither_the_runtime_nor_the_release_of_its
     worker.stop().await;
 }
 
+/// A puller that has been given a batch.
+async fn with_a_batch_in_hand() -> (World, Running, Assignments, HeldShard) {
+    let world = World::shards(1);
+    world.put(0, [1]);
+    let (worker, mut shards) = world.worker("a").stream().expect("valid");
+    let worker = run(worker);
+    let mut shard = shards.next().await.expect("a shard");
+    let ShardEvent::Batch(_) = shard.next().await else { panic!("not a batch") };
+    (world, worker, shards, shard)
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_puller_in_the_midst_of_a_batch_learns_that_its_lease_is_lost() {
     for stolen in [false, true] {
-        let world = World::shards(1);
-        world.put(0, [1]);
-        let (worker, mut shards) = world.worker("a").stream().expect("valid");
-        let worker = run(worker);
-        let mut shard = shards.next().await.expect("a shard");
-        let ShardEvent::Batch(_) = shard.next().await else { panic!("not a batch") };
+        let (world, worker, _shards, mut shard) = with_a_batch_in_hand().await;
         let (began, mut events) = (Instant::now(), worker.handle.events());
         let expected = if stolen {
             let row = world.row(0);
@@ -203,12 +209,7 @@ async fn a_puller_in_the_midst_of_a_batch_learns_that_its_lease_is_lost() {
 
 #[tokio::test(start_paused = true)]
 async fn a_puller_that_is_cut_off_learns_of_it_before_anybody_else_can_take_its_shard() {
-    let world = World::shards(1);
-    world.put(0, [1]);
-    let (worker, mut shards) = world.worker("a").stream().expect("valid");
-    let worker = run(worker);
-    let mut shard = shards.next().await.expect("a shard");
-    let ShardEvent::Batch(_) = shard.next().await else { panic!("not a batch") };
+    let (world, worker, _shards, shard) = with_a_batch_in_hand().await;
     // The row is free a second before the worker knows that.
     world.faults.chance(Op::WriteLease, 1.0, Fault::DelayedReply(SECOND));
     let (began, context) = (Instant::now(), shard.context());
