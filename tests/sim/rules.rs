@@ -521,8 +521,8 @@ impl State {
         if !self.has_unfinished(seat.no, shard) {
             self.moves_on(seat.no, shard);
         }
-        let since = self.tenures.get(&(seat.no, shard.clone())).and_then(|tenure| tenure.since);
-        let begins_with = since.and_then(|since| Some(self.shards.get(shard)?.before(since) + 1));
+        let tenure = self.tenures.get(&(seat.no, shard.clone())).filter(|tenure| tenure.since.is_some());
+        let begins_with = tenure.map(|tenure| self.older(tenure, shard) + 1);
         if let Some(tenure) = self.tenures.get_mut(&(seat.no, shard.clone())) {
             let next = match tenure.retry_from.take() {
                 Some(from) => Some(from.max(tenure.acked_through + 1)),
