@@ -144,7 +144,7 @@ impl Worker {
         let watch =
             vitals.clone().watch(self.parts.health_file.clone(), self.parts.events.clone(), ended.clone());
         beside.spawn(gate.pass(watch));
-        beside.spawn(gate.pass(reporter::run(self.parts.meter.clone(), ended.clone())));
+        beside.spawn(gate.pass(reporter::run(self.parts.meter.clone(), gate.clone(), ended.clone())));
         let result = gate.pass(coordinator::Coordinator::run(self.parts, self.handle.stop.clone())).await;
         vitals.end();
         ended.cancel();

@@ -270,3 +270,33 @@ async fn the_last_values_are_tried_again_though_another_sink_refused_them_for_go
     worker.stop().await;
     assert!(busy.1.load(SeqCst) > before + 1, "not tried again");
 }
+
+/// Each call takes for ever.
+#[derive(Debug)]
+struct Hangs;
+
+#[async_trait]
+impl MetricsSink for Hangs {
+    fn record(&self, _: &Sample<'_>) {}
+
+    async fn flush(&self) -> Result<(), MetricsError> {
+        std::future::pending().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sink_that_hangs_keeps_no_level_from_being_taken_and_no_other_sink_from_publishing() {
+    let world = World::shards(3);
+    let metrics = MemoryMetrics::new();
+    let builder =
+        world.worker_with("a", config()).metrics(Arc::new(Hangs)).metrics(Arc::new(metrics.clone()));
+    let worker = run(builder.build(world.probe()).expect("valid"));
+    tokio::time::sleep(SECOND * 600).await;
+    assert!((9..=11).contains(&metrics.flushes()), "{}", metrics.flushes());
+    let levels = metrics.values(Metric::CurrentLeases);
+    assert!(levels.len() >= 55, "{} in ten minutes", levels.len());
+    let before = metrics.flushes();
+    worker.stop().await;
+    assert_eq!(metrics.flushes(), before + 1);
+    assert_eq!(metrics.last(Metric::CurrentLeases), Some(0.0), "the last values are published");
+}
