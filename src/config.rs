@@ -191,7 +191,7 @@ pub enum InitialPosition {
     TrimHorizon,
     /// With the records that arrive from the application's first start on. That moment is kept in the
     /// lease table, so a restart before the first checkpoint skips nothing. Where the host's clock is ahead of the
-    /// stream's, by two seconds or more, it is by the stream's.
+    /// stream's it is by the stream's, which answers with whole seconds: records of the second before may come too.
     Latest,
     /// With the first record that arrived at this time or later; written as `2026-11-22T08:30:00Z`. The children of
     /// a shard that ends before a time to come are read whole, as by the KCL.

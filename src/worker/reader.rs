@@ -46,8 +46,6 @@ const REFUSALS: u32 = 3;
 const READ_CALLS: u32 = 2;
 /// A listing comes in pages, and rows may be looked at after it.
 const LISTING_CALLS: u32 = 6;
-/// A clock that is ahead by less may be right.
-const LEAST_SKEW: Duration = Duration::from_secs(2);
 /// Budget is counted in these, so that a semaphore can hold it.
 const BUDGET_UNIT: usize = 1024;
 /// A read brings at most so many bytes of data, and is paid for with no more: the least budget has room for it.
@@ -58,11 +56,11 @@ pub(super) fn budget(bytes: usize) -> Semaphore {
     Semaphore::new((bytes / BUDGET_UNIT).min(Semaphore::MAX_PERMITS))
 }
 
-/// How much this host's clock is ahead of that of the stream, whose description has come just now; none if
-/// it may be right: an answer's date has whole seconds, and takes its time to come.
+/// How much this host's clock is ahead of that of the stream, whose description has come just now, at most: an
+/// answer's date has whole seconds, and takes its time to come.
 pub(super) fn host_ahead_of(stream: &StreamDescription) -> Duration {
     let ahead = stream.described_at.and_then(|there| clock::wall().duration_since(there).ok());
-    ahead.filter(|ahead| *ahead > LEAST_SKEW).unwrap_or_default()
+    ahead.unwrap_or_default()
 }
 
 /// Where reading of a shard begins, and up to where its records are done already.

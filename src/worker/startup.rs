@@ -27,6 +27,9 @@ use crate::{
 /// How long AWS may be out of reach at start before the worker gives up and says so.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A clock that is ahead by less may be right.
+const LEAST_SKEW: Duration = Duration::from_secs(2);
+
 /// What the checks found.
 pub(super) struct Found {
     /// The stream's identity, for new lease rows.
@@ -52,7 +55,7 @@ pub(super) async fn check(
     let until = clock::now() + PATIENCE;
     let stream = patiently(until, rng, "describe the stream", || source.describe()).await?;
     let ahead = reader::host_ahead_of(&stream);
-    if !ahead.is_zero() {
+    if ahead > LEAST_SKEW {
         warn!(?ahead, "this host's clock is ahead of the stream's; is it kept by NTP?");
     }
     let listed = patiently(until, rng, "list the shards", || source.list_shards(ShardFilter::All)).await?;
@@ -93,11 +96,10 @@ pub(super) async fn check(
     Ok(Found { identity, rows, retention: stream.retention, listed, ahead })
 }
 
-/// The rows of the table, which may be read and written.
+/// The rows of the table, which may be read and written. They come last: what follows from them is done at once.
 async fn rows_of(store: &dyn LeaseStore, until: Instant, rng: &mut impl Rng) -> Result<Rows, WorkerError> {
-    let rows = patiently(until, rng, "read the lease table", || store.scan()).await?;
     patiently(until, rng, "write the lease table", || probe(store)).await?;
-    Ok(rows)
+    patiently(until, rng, "read the lease table", || store.scan()).await
 }
 
 /// Tries every call that the work needs, in a way that changes nothing, so that a refused permission is

@@ -60,9 +60,10 @@ async fn a_shard_whose_row_is_another_streams_is_left_alone_and_the_others_are_r
     let row = of_another("shardId-000000000001", Checkpoint::TrimHorizon);
     let no = world.start("a");
     world.table_line(no, super::line::Quality { latency: 400, ..Default::default() });
-    // Past the checks at the start, which try to make one, while its own row is on its way.
-    let makes = |world: &World| world.observer.calls(0).of("create") > 1;
+    // Past the checks at the start, which list the shards once, while its own row is on its way.
+    let makes = |world: &World| world.observer.calls(0).of("list_shards") > 1;
     assert!(world.until(10 * SECOND, makes).await);
+    assert_eq!(stored(&world, std::slice::from_ref(&row)), [None]);
     world.table.put_row(row.clone());
     world.put(60);
     world.advance(20 * SECOND).await;

@@ -36,8 +36,8 @@ async fn latest_begins_with_what_arrives_after_the_first_start_of_the_applicatio
 #[tokio::test(start_paused = true)]
 async fn latest_skips_nothing_where_the_hosts_clock_is_ahead_of_the_streams() {
     // A row of the KCL's says only LATEST: it counts from the claim.
-    for of_kcl in [false, true] {
-        let world = World::of(MemoryStream::new("stream", 1).with_clock_behind(300 * SECOND));
+    for (of_kcl, ahead) in [(false, 300 * SECOND), (true, 300 * SECOND), (false, 3 * SECOND / 2)] {
+        let world = World::of(MemoryStream::new("stream", 1).with_clock_behind(ahead));
         if of_kcl {
             world.table.put_row(Lease::new(&world.shard(0), Checkpoint::Latest));
         }
@@ -72,14 +72,44 @@ async fn a_row_that_is_deleted_by_hand_while_a_worker_starts_stays_deleted() {
     let worker = run(world.worker("a").build(world.probe()).expect("valid"));
     world.checkpoint_at(0, "b").await;
     worker.stop().await;
-    // Between the first look and the trials of all calls.
-    world.faults.next(Op::DeleteLease, 1, Fault::Delay(SECOND));
+    // Between the first look and what follows from it.
+    world.faults.next(Op::ListLeases, 1, Fault::DelayedReply(SECOND));
     let worker = run(world.worker("b").build(world.probe()).expect("valid"));
     tokio::time::sleep(SECOND / 2).await;
     world.table.remove_row(&(&world.shard(0)).into()).expect("a row");
     world.trace.wait_for_records(0, 4).await;
     assert_eq!(world.trace.records(0), ["a", "b", "a", "b"], "read again, as without a checkpoint");
     worker.stop().await;
+}
+
+/// While the slow one starts, another makes the first rows, reads a shard to its end and deletes its row.
+#[tokio::test(start_paused = true)]
+async fn a_start_that_takes_long_makes_no_row_for_a_shard_that_has_been_read_to_its_end_meanwhile() {
+    let second_listing = |faults: &Faults| {
+        faults.next(Op::ListShards, 1, Fault::Delay(SECOND / 100));
+        faults.next(Op::ListShards, 1, Fault::DelayedReply(20 * SECOND));
+    };
+    let trial = |faults: &Faults| faults.next(Op::DeleteLease, 1, Fault::DelayedReply(20 * SECOND));
+    for hangs in [&second_listing as &dyn Fn(&Faults), &trial] {
+        let (world, faults) = (World::shards(1), Faults::new(3));
+        world.put(0, ["a", "b"]);
+        hangs(&faults);
+        let slow = run(world.cut_off_by(&faults, "slow", config()).build(world.probe()).expect("valid"));
+        tokio::time::sleep(SECOND).await;
+        let worker = run(world.worker("a").build(world.probe()).expect("valid"));
+        world.checkpoint_at(0, "b").await;
+        world.stream.split(&world.shard(0));
+        world.put(0, ["c"]);
+        world.put(1, ["d"]);
+        until("the row of the shard that has ended is deleted", || world.find_row(0).is_none()).await;
+        assert!(!slow.handle.health().ready, "it is about to make the first rows");
+        assert!(slow.handle.ready().await);
+        until("the slow one has its share", || world.owners().contains(&"slow".into())).await;
+        assert_eq!(world.trace.records(0), ["a", "b"], "nothing is read again");
+        assert!(world.find_row(0).is_none());
+        slow.stop().await;
+        worker.stop().await;
+    }
 }
 
 /// A source whose filtered listings leave their first shard out.

@@ -173,6 +173,7 @@ impl Coordinator {
     /// somebody removed before their shards were finished.
     async fn missing(&mut self, leases: &[Lease], holes: bool) -> Result<Vec<Lease>, BoxError> {
         let begin = self.begin.pinned_by(leases);
+        let began = clock::now();
         if leases.is_empty() {
             let at =
                 |millis| ShardFilter::AtTimestamp(SystemTime::UNIX_EPOCH + Duration::from_millis(millis));
@@ -186,6 +187,14 @@ impl Coordinator {
             if listed.is_empty() {
                 // Older than the stream: all that it has came since then.
                 listed = self.parts.source.list_shards(ShardFilter::AtTrimHorizon).await?;
+            }
+            // A table that was empty a while ago may have been filled since, and have lost rows of shards that have
+            // ended. The next look shows which.
+            if clock::now() - began > self.parts.config.look_interval() {
+                let rows = self.parts.store.scan().await?.leases;
+                if !rows.iter().all(|row| audit::is_foreign(row, &self.identity)) {
+                    return Ok(Vec::new());
+                }
             }
             // Not from every server: some ignore the filter. Then the lineage decides.
             if let Some(initial) = shard_sync::initial(&listed, begin) {
