@@ -296,6 +296,15 @@ mod tests {
     }
 
     #[test]
+    fn a_lease_on_its_way_is_not_taken_for_newly_asked_for_when_its_row_is_read_again() {
+        let (mut view, start) = (LeaseView::default(), Instant::now());
+        let asked = Lease { checkpoint_owner: Some("b".into()), ..row(Some("a"), 7) };
+        view.observe(vec![asked.clone()], start);
+        view.confirm(&asked.key, Some(asked.clone()), start + FAILOVER / 2);
+        assert_eq!(view.rows().next().expect("one row").asked_since(), Some(start));
+    }
+
+    #[test]
     fn a_row_that_was_made_anew_is_known_by_its_new_counter_once_it_is_confirmed() {
         let (mut view, start) = (LeaseView::default(), Instant::now());
         view.observe(vec![row(Some("a"), 70)], start);
