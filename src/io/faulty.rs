@@ -1,4 +1,4 @@
-//! A store and a source that fail on purpose: by script, by seed, or cut off altogether.
+//! A store, a source and a sink that fail on purpose: by script, by seed, or cut off altogether.
 //!
 //! Only adds faults to whatever is inside, and only on tokio's clock: the same script or seed gives the
 //! same faults in every run.
@@ -19,11 +19,12 @@ use crate::{
     core::{
         heartbeat::{Incarnation, WorkerRow},
         lease::{HandOff, Lease, LeaseKey, LeaseWrite},
+        metrics::{Origin, Sample},
         shard::{Shard, ShardId},
     },
     io::{
-        LeaseError, LeaseStore, Page, RecordSource, Rows, ShardFilter, ShardIterator, SourceError, StartFrom,
-        StreamDescription,
+        LeaseError, LeaseStore, MetricsError, MetricsSink, Page, RecordSource, Rows, ShardFilter,
+        ShardIterator, SourceError, StartFrom, StreamDescription,
     },
 };
 
@@ -44,7 +45,7 @@ pub enum Fault {
     DelayedReply(Duration),
 }
 
-/// The calls of [`LeaseStore`] and [`RecordSource`].
+/// The calls of [`LeaseStore`], [`RecordSource`] and [`MetricsSink`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[expect(missing_docs, reason = "each is the method of that name")]
 pub enum Op {
@@ -62,6 +63,7 @@ pub enum Op {
     ListShards,
     OpenIterator,
     ReadRecords,
+    Flush,
 }
 
 /// The faults to come. Clones share them, so that a test keeps a hold on what it gave away.
@@ -205,7 +207,7 @@ impl Fault {
     }
 }
 
-/// The errors of both doors, as faults make them.
+/// The errors of all doors, as faults make them.
 trait Failed: Send {
     fn unavailable(why: &'static str) -> Self;
     fn throttled() -> Self;
@@ -239,6 +241,20 @@ impl Failed for SourceError {
 
     fn denied() -> Self {
         Self::Denied { operation: OPERATION, source: "denied".into() }
+    }
+}
+
+impl Failed for MetricsError {
+    fn unavailable(why: &'static str) -> Self {
+        Self::Unavailable(why.into())
+    }
+
+    fn throttled() -> Self {
+        Self::Unavailable("throttled".into())
+    }
+
+    fn denied() -> Self {
+        Self::Denied("denied".into())
     }
 }
 
@@ -352,10 +368,46 @@ impl<S: RecordSource> RecordSource for FaultySource<S> {
     }
 }
 
+/// A sink that meets faults when it is to publish. What is measured always reaches it.
+#[derive(Clone, Debug)]
+pub struct FaultySink<S> {
+    inner: S,
+    faults: Faults,
+}
+
+impl<S> FaultySink<S> {
+    /// Adds `faults` to `inner`.
+    pub fn new(inner: S, faults: Faults) -> Self {
+        Self { inner, faults }
+    }
+}
+
+#[async_trait]
+impl<S: MetricsSink> MetricsSink for FaultySink<S> {
+    fn record(&self, sample: &Sample<'_>) {
+        self.inner.record(sample);
+    }
+
+    fn forget(&self, origin: &Origin, shard: &ShardId) {
+        self.inner.forget(origin, shard);
+    }
+
+    async fn flush(&self) -> Result<(), MetricsError> {
+        self.faults.run(Op::Flush, self.inner.flush()).await
+    }
+
+    fn dropped(&self) -> u64 {
+        self.inner.dropped()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{core::lease::Checkpoint, io::memory::MemoryLeaseStore};
+    use crate::{
+        core::lease::Checkpoint,
+        io::memory::{MemoryLeaseStore, MemoryMetrics},
+    };
 
     fn lease(shard: &str) -> Lease {
         Lease::new(&shard.into(), Checkpoint::TrimHorizon)
@@ -409,6 +461,18 @@ mod tests {
         store.create(&lease("a")).await.expect_err("cut off");
         faults.heal();
         assert_eq!(store.list().await.expect("healed"), []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sink_whose_reply_is_lost_has_published_and_one_that_is_denied_has_not() {
+        let (faults, metrics) = (Faults::new(1), MemoryMetrics::new());
+        let sink = FaultySink::new(metrics.clone(), faults.clone());
+        faults.next(Op::Flush, 1, Fault::LostReply);
+        faults.next(Op::Flush, 1, Fault::Denied);
+        assert!(matches!(sink.flush().await, Err(MetricsError::Unavailable(_))));
+        assert_eq!(metrics.flushes(), 1);
+        assert!(matches!(sink.flush().await, Err(MetricsError::Denied(_))));
+        assert_eq!((metrics.flushes(), faults.calls(Op::Flush)), (1, 2));
     }
 
     #[tokio::test(start_paused = true)]

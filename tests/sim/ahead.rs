@@ -11,6 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use kinesis_consumer::{Record, ShardId, io::Page};
+use tokio::time::Instant;
 
 use super::{
     observer::Observer,
@@ -55,6 +56,7 @@ impl Pages {
 impl Observer {
     /// A page has come to a worker.
     pub(crate) fn got(&self, seat: &Seat, shard: &ShardId, page: &mut Page) {
+        self.lock().instances[seat.no].read_at = Some(Instant::now());
         let bytes = |record: &Record| record.data().len() + record.partition_key().len();
         let bytes = page.records.iter().map(bytes).sum();
         if aggregated() > 1 || bytes < LEAST_BYTES {

@@ -9,10 +9,15 @@ use std::{collections::BTreeSet, time::Duration};
 use kinesis_consumer::{OwnerChange, ShardId, WorkerId};
 use tokio::time::Instant;
 
-use super::{processor::Seat, rules::State};
+use super::{
+    processor::Seat,
+    rules::{Instance, State},
+};
 
 /// In which calls are counted.
 const SPAN: Duration = Duration::from_secs(10);
+/// Whoever could not read for so long, beside others who could, gives its leases up.
+const BLIND: Duration = Duration::from_secs(60);
 
 /// The calls of one worker in one span.
 #[derive(Debug)]
@@ -65,11 +70,20 @@ impl State {
             return;
         }
         // A claim of which the worker never heard, or that came too late to be begun, is no work given up.
-        let reason =
-            !begun || asked || instance.cut_off || instance.stopping || instance.gives_up.contains(shard);
+        let reason = !begun
+            || asked
+            || instance.stopping
+            || instance.gives_up.contains(shard)
+            || self.alone_reads_nothing(seat.no);
         if !reason {
             self.instances[seat.no].leaves.get_or_insert_with(|| (shard.clone(), Instant::now()));
         }
+    }
+
+    /// No page has come to this worker for a minute, and to others it has.
+    fn alone_reads_nothing(&self, no: usize) -> bool {
+        let reads = |one: &Instance| one.read_at.is_some_and(|at| at.elapsed() < BLIND);
+        !reads(&self.instances[no]) && self.instances.iter().any(|one| !one.over && reads(one))
     }
 
     /// Takes note of user's code that was silent for so long that its lease is to be given up.

@@ -47,6 +47,7 @@ impl Feed {
             health_max_age: 10 * SECOND,
             stall_timeout: 30 * SECOND,
             shutdown_timeout: 5 * SECOND,
+            measured: false,
             memory_budget: 1 << 20,
             from_start: true,
         };
@@ -440,6 +441,32 @@ async fn shards_that_end_too_soon_are_caught() {
     ends(&feed);
     feed.is_silent();
     fed(|feed| feed.observer.deleted(&feed.a, &feed.row), "deleted the row of ");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shard_that_has_ended_and_is_begun_again_is_caught() {
+    let begins_again = |feed: &Feed| {
+        feed.observer.shard_made(&id(2), &[feed.shard.clone()].into());
+        feed.observer.created(&feed.a, &Lease::new(&id(2), Checkpoint::TrimHorizon));
+        let mut tenure = feed.processed();
+        let end = tenure.finish([id(2)].into());
+        feed.wrote(&feed.a, &end, tenure.row());
+        tenure.accept(&end, Instant::now().into_std());
+        feed.observer.deleted(&feed.a, tenure.row());
+    };
+    fed(
+        |feed| {
+            begins_again(feed);
+            feed.is_silent();
+            feed.observer.created(&feed.b, &feed.row);
+        },
+        "makes a lease again for shardId-000000000001",
+    );
+    let feed = Feed::new();
+    feed.observer.row_removed(&id(2));
+    begins_again(&feed);
+    feed.observer.created(&feed.b, &feed.row);
+    feed.is_silent();
 }
 
 #[tokio::test(start_paused = true)]

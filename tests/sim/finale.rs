@@ -55,6 +55,9 @@ impl Player {
             self.world.advance(script.setup.config.failover_time).await;
         }
         self.answer(script).await;
+        if script.setup.measured {
+            self.measures().await;
+        }
         self.stop_all(script).await;
         recovered
     }
@@ -82,7 +85,10 @@ impl Player {
         // A namesake is waited for, leases expire, back-offs of up to 5 s run out; shards that a worker could
         // not go on with are avoided for a minute.
         let avoided = script.steps.iter().any(|(_, step)| matches!(step, Step::Temper { .. }));
-        let steps = Duration::from_secs(10) + config.stall_timeout * u32::from(avoided);
+        // Who alone could not read tries so often whether it can.
+        let blind = script.steps.iter().any(|(_, step)| step.is_blinding());
+        let trial = Duration::from_secs(if blind { 30 } else { 0 });
+        let steps = Duration::from_secs(10) + config.stall_timeout * u32::from(avoided) + trial;
         4 * config.failover_time
             + config.rejoin_grace
             + steps

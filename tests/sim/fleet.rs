@@ -10,7 +10,7 @@ use bytes::Bytes;
 use kinesis_consumer::{
     Checkpoint, Config, InitialPosition, ShardId, ShardOrder,
     io::{
-        LeaseStore, MetricsSink, RecordSource,
+        LeaseStore, RecordSource,
         memory::{Limits, MemoryLeaseStore, MemoryStream},
     },
 };
@@ -70,6 +70,8 @@ pub(crate) struct Setup {
     pub(crate) latency: u64,
     /// How much the clocks of all hosts are ahead of the stream's.
     pub(crate) clock_behind: Duration,
+    /// Workers publish what they measure.
+    pub(crate) measured: bool,
 }
 
 impl Setup {
@@ -101,6 +103,7 @@ impl Setup {
             limits: Limits::none(),
             latency: 0,
             clock_behind: Duration::ZERO,
+            measured: false,
         }
     }
 
@@ -121,8 +124,6 @@ pub(crate) struct World {
     /// What workers are given instead: sabotages go here.
     pub(crate) store: Arc<dyn LeaseStore>,
     pub(crate) source: Arc<dyn RecordSource>,
-    /// Where workers that start from now on publish what they measure.
-    pub(crate) metrics: Option<Arc<dyn MetricsSink>>,
     /// Where the calls to the table of those workers are counted.
     pub(crate) steps: Option<Steps>,
     pub(crate) instances: Vec<Instance>,
@@ -151,6 +152,7 @@ impl World {
             stall_timeout: setup.config.stall_timeout,
             shutdown_timeout: setup.config.shutdown_timeout,
             memory_budget: setup.config.memory_budget,
+            measured: setup.measured,
             from_start: setup.config.initial_position == InitialPosition::TrimHorizon
                 && setup.begins.is_none(),
         };
@@ -164,7 +166,6 @@ impl World {
             observer: Arc::new(Observer::new(rules, setup.recording)),
             store: Arc::new(table.clone()),
             source: Arc::new(stream.clone()),
-            metrics: None,
             steps: None,
             stream,
             table,

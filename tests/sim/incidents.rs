@@ -318,7 +318,6 @@ async fn a_worker_that_alone_cannot_read_gives_its_leases_to_those_who_can() {
         let config = Config { on_shutdown: OnShutdown::Keep, ..setup.config };
         let mut world = settled(Setup { beats, config, ..setup }, 2).await;
         reads_everything(&mut world, SECOND).await;
-        world.observer.cut_off(0, true);
         world.instances[0].stream_faults.cut();
         for at in 0..90 {
             world.put(4);
@@ -333,7 +332,6 @@ async fn a_worker_that_alone_cannot_read_gives_its_leases_to_those_who_can() {
         assert_eq!(world.observer.moves(), moves, "it takes nothing that it cannot read");
         world.instances[0].stream_faults.heal();
         assert!(world.until(40 * SECOND, |world| owned(world, "a") == 2).await);
-        world.observer.cut_off(0, false);
         world.put(40);
         reads_everything(&mut world, 2 * SECOND).await;
     }
@@ -359,7 +357,6 @@ async fn a_worker_that_alone_cannot_read_takes_nothing_of_what_it_had_asked_for(
             }
             assert!(world.table.rows()[0].checkpoint_owner.is_some(), "{:?}", world.table.rows());
             waited += 1;
-            world.observer.cut_off(1, true);
             world.instances[1].stream_faults.cut();
             world.table_line(1, Quality { latency: 150, ..Quality::default() });
             let moves = world.observer.moves();

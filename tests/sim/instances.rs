@@ -8,7 +8,7 @@ use std::{
 
 use kinesis_consumer::{
     Config, Event, Report, Worker, WorkerError, WorkerHandle,
-    io::faulty::{Faults, FaultyLeaseStore, FaultySource},
+    io::faulty::{Faults, FaultyLeaseStore, FaultySink, FaultySource, Op},
 };
 use rand::{RngExt, seq::IndexedRandom};
 use tokio::{task::AbortHandle, time::Instant};
@@ -17,7 +17,10 @@ use super::{
     faces,
     fleet::{ByHand, World},
     line::{Line, Quality},
+    measures::Measures,
     processor::{Seat, Temper},
+    run::{STREAM_OPS, TABLE_OPS},
+    script::Door,
     tap::Tap,
 };
 
@@ -27,6 +30,9 @@ pub(crate) struct Instance {
     pub(crate) handle: WorkerHandle,
     pub(crate) table_faults: Faults,
     pub(crate) stream_faults: Faults,
+    pub(crate) metrics_faults: Faults,
+    /// What it has published, if it measures.
+    pub(crate) measures: Measures,
     table_line: Arc<Mutex<Quality>>,
     stream_line: Arc<Mutex<Quality>>,
     task: AbortHandle,
@@ -39,6 +45,20 @@ pub(crate) struct Instance {
     has_namesake: bool,
     /// Its line was bad.
     was_cut_off: bool,
+}
+
+impl Instance {
+    /// What goes wrong at a door, and with which calls.
+    pub(crate) fn faults_at(&self, door: Door) -> Vec<(&Faults, &'static [Op])> {
+        let (table, stream): ((_, &[Op]), (_, &[Op])) =
+            ((&self.table_faults, &TABLE_OPS), (&self.stream_faults, &STREAM_OPS));
+        match door {
+            Door::Table => vec![table],
+            Door::Stream => vec![stream],
+            Door::Both => vec![table, stream],
+            Door::Metrics => vec![(&self.metrics_faults, &[Op::Flush])],
+        }
+    }
 }
 
 /// Where a life stands.
@@ -87,9 +107,10 @@ impl World {
                 max_leases_for_worker,
                 ..config.clone()
             });
-        let builder = match &self.metrics {
-            Some(sink) => builder.metrics(sink.clone()),
-            None => builder,
+        let (measures, metrics_faults) = (Measures::default(), Faults::new(seed ^ 5));
+        let builder = match self.setup.measured {
+            true => builder.metrics(Arc::new(FaultySink::new(measures.clone(), metrics_faults.clone()))),
+            false => builder,
         };
         let (worker, user) = faces::build(builder, face, &seat).expect("a valid configuration");
         let handle = worker.handle();
@@ -125,6 +146,8 @@ impl World {
             handle,
             table_faults,
             stream_faults,
+            metrics_faults,
+            measures,
             table_line,
             stream_line,
             task,
@@ -298,6 +321,7 @@ impl World {
             let instance = &self.instances[no];
             instance.table_faults.heal();
             instance.stream_faults.heal();
+            instance.metrics_faults.heal();
             *instance.table_line.lock().expect("no panic") = usual;
             *instance.stream_line.lock().expect("no panic") = usual;
             *instance.seat.temper.lock().expect("no panic") = self.setup.temper;
@@ -309,7 +333,7 @@ impl World {
     pub(crate) fn faults_met(&self) -> BTreeMap<String, u64> {
         let mut all = BTreeMap::new();
         for instance in &self.instances {
-            for faults in [&instance.table_faults, &instance.stream_faults] {
+            for faults in [&instance.table_faults, &instance.stream_faults, &instance.metrics_faults] {
                 for (kind, count) in faults.met() {
                     *all.entry(format!("calls {kind}")).or_default() += count;
                 }

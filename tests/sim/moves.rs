@@ -5,23 +5,34 @@
 //! workers that look at the same time do not know of each other's requests. Nor does anybody know that a worker is
 //! dead before its leases have expired: as long as a lease has no living holder nothing is judged. So after each
 //! change of the fleet every worker may be wrong twice, and [`FORGIVEN`] times more in all. A change is a worker
-//! that joins, stops or dies, a resharding, and a fault that begins or ends; faults allow for nothing else. Nothing
+//! that joins, stops or dies, a resharding, and a fault that begins or ends; one that lasts is a change anew every
+//! ten failover times, since leases are lost and found all the while. Faults allow for nothing else. Nothing
 //! is saved up: with each change the account begins anew, and claims of leases that nobody holds, or has any more,
 //! earn nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use kinesis_consumer::{Balance, ShardId};
+use tokio::time::Instant;
 
 use super::{processor::Seat, rules::State, trace::short};
 
 /// Needless moves after one change of the fleet, beyond two for each worker.
 const FORGIVEN: usize = 2;
+/// A fault that lasts is a change anew after so many failover times.
+const LASTING: u32 = 10;
 
 /// Of the time since the fleet has changed.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Account {
+    since: Instant,
     needless: usize,
+}
+
+impl Default for Account {
+    fn default() -> Self {
+        Self { since: Instant::now(), needless: 0 }
+    }
 }
 
 /// After how many moves no worker has two leases more than another, at the least. Leases that nobody has are for
@@ -39,6 +50,13 @@ impl State {
     /// Something happens to the fleet.
     pub(super) fn fleet_changes(&mut self) {
         self.account = Account::default();
+    }
+
+    /// Something is at fault, as before.
+    pub(super) fn faults_go_on(&mut self) {
+        if self.account.since.elapsed() > LASTING * self.rules.failover_time {
+            self.fleet_changes();
+        }
     }
 
     /// The answer to a look at the table is on its way to a worker. Who has nothing is not in the table.

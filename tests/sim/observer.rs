@@ -38,6 +38,7 @@ pub(crate) struct Rules {
     pub(crate) stall_timeout: Duration,
     pub(crate) shutdown_timeout: Duration,
     pub(crate) memory_budget: usize,
+    pub(crate) measured: bool,
     /// The application reads every shard from its beginning.
     pub(crate) from_start: bool,
 }
@@ -99,6 +100,7 @@ impl Observer {
             keys: Keys::default(),
             rows: BTreeMap::new(),
             removed: BTreeSet::new(),
+            touched: false,
             tenures: BTreeMap::new(),
             pulses: BTreeMap::new(),
             instances: Vec::new(),
@@ -140,7 +142,11 @@ impl Observer {
 
     pub(crate) fn joined(&self, name: &str) -> usize {
         let mut state = self.lock();
-        state.instances.push(Instance { name: name.into(), ..Instance::default() });
+        state.instances.push(Instance {
+            name: name.into(),
+            read_at: Some(Instant::now()),
+            ..Instance::default()
+        });
         state.fleet_changes();
         state.instances.len() - 1
     }
@@ -148,6 +154,10 @@ impl Observer {
     /// The most leases that the instance may hold, if there is a limit.
     pub(crate) fn may_hold(&self, no: usize, most: Option<usize>) {
         self.lock().instances[no].max_leases = most;
+    }
+
+    pub(crate) fn faults_go_on(&self) {
+        self.lock().faults_go_on();
     }
 
     /// Something else than a worker that comes or goes happens to the fleet.
@@ -172,11 +182,6 @@ impl Observer {
         state.fleet_changes();
         let instance = &mut state.instances[no];
         (instance.stopping, instance.stops_since) = (true, Some(Instant::now()));
-    }
-
-    /// From now on the instance alone does not reach the stream, or it does again.
-    pub(crate) fn cut_off(&self, no: usize, cut_off: bool) {
-        self.lock().instances[no].cut_off = cut_off;
     }
 
     pub(crate) fn thawed(&self, no: usize) {
@@ -227,6 +232,7 @@ impl Observer {
     /// A person has removed the row, or the whole table.
     pub(crate) fn row_removed(&self, shard: &ShardId) {
         let mut state = self.lock();
+        state.touched = true;
         state.holders.entry(shard.clone()).or_default().forget();
         if state.rows.remove(shard).is_some() {
             state.removed.insert(shard.clone());
@@ -324,6 +330,7 @@ impl Observer {
             let shards: Vec<ShardId> = state.shards.keys().cloned().collect();
             shards.iter().for_each(|shard| state.leave_out_before(shard, at));
         }
+        state.makes_anew(seat, &shard);
         state.removed.remove(&shard);
         state.rows.insert(shard, RowLog { highest: lease.counter, ..RowLog::default() });
     }

@@ -1,13 +1,9 @@
 //! F24: the stream and the metrics are away together, and nothing else is. F31: records leave the stream before they
 //! are processed.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use async_trait::async_trait;
-use kinesis_consumer::{
-    io::{MetricsError, MetricsSink},
-    metrics::Sample,
-};
+use kinesis_consumer::io::faulty::{Fault, Op};
 
 use super::{
     fleet::{Setup, World},
@@ -21,24 +17,14 @@ in_both_modes!(
     a_poisoned_shard_is_told_of_before_and_when_retention_overtakes_it_whoever_holds_it,
 );
 
-/// A sink whose calls never return.
-#[derive(Debug)]
-struct Hangs;
-
-#[async_trait]
-impl MetricsSink for Hangs {
-    fn record(&self, _: &Sample<'_>) {}
-
-    async fn flush(&self) -> Result<(), MetricsError> {
-        std::future::pending().await
-    }
-}
-
+/// Two workers whose metrics can never be published.
 async fn fleet(seed: u64) -> World {
-    let mut world = World::new(Setup::new(seed, 6));
-    world.metrics = Some(Arc::new(Hangs));
-    world.start("a");
-    world.start("b");
+    let mut world = World::new(Setup { measured: true, ..Setup::new(seed, 6) });
+    for name in ["a", "b"] {
+        let no = world.start(name);
+        let never = Fault::Delay(Duration::from_secs(365 * 86_400));
+        world.instances[no].metrics_faults.chance(Op::Flush, 1.0, never);
+    }
     world.put(60);
     reads_everything(&mut world, 10 * SECOND).await;
     world.advance(10 * SECOND).await;

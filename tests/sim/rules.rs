@@ -33,6 +33,8 @@ pub(super) struct State {
     pub(super) rows: BTreeMap<ShardId, RowLog>,
     /// Shards whose rows a person has removed since they were made.
     pub(super) removed: BTreeSet<ShardId>,
+    /// Rows were removed by hand.
+    pub(super) touched: bool,
     pub(super) tenures: BTreeMap<(usize, ShardId), Tenure>,
     /// Until when leases are valid that live by a heartbeat, as long as that is unbroken.
     pub(super) pulses: BTreeMap<Incarnation, Instant>,
@@ -135,8 +137,8 @@ pub(super) struct Instance {
     pub(super) stopping: bool,
     /// When it was, or woke up since.
     pub(super) stops_since: Option<Instant>,
-    /// It alone does not reach the stream.
-    pub(super) cut_off: bool,
+    /// When a page came last, or it started.
+    pub(super) read_at: Option<Instant>,
     /// The user's code cannot go on with these.
     pub(super) gives_up: BTreeSet<ShardId>,
     /// The first lease that it gave up although nothing asked it to, and when: it must be about to end.
@@ -378,6 +380,17 @@ impl State {
             pages: Pages::default(),
         };
         self.tenures.insert((seat.no, shard), tenure);
+    }
+
+    /// A worker makes a row. What has been read to its end is not begun again, unless a person removed rows: then
+    /// nobody can know.
+    pub(super) fn makes_anew(&mut self, seat: &Seat, shard: &ShardId) {
+        if !self.touched && self.shards.get(shard).is_some_and(|log| log.ended) {
+            self.violate(
+                &seat.name,
+                format!("makes a lease again for {shard}, which has been read to its end"),
+            );
+        }
     }
 
     pub(super) fn checkpointed(&mut self, seat: &Seat, shard: &ShardId, to: &Checkpoint, before: &Lease) {

@@ -143,6 +143,9 @@ impl Player {
             if !self.world.observer.violations().is_empty() || self.now() >= script.length {
                 return;
             }
+            if self.due.values().any(|due| !matches!(due, Due::Start(_))) {
+                self.world.observer.faults_go_on();
+            }
             if next_put <= next {
                 self.world.put(count);
                 next_put = next + every;
@@ -184,12 +187,7 @@ impl Player {
             Due::Faults(no, door) => {
                 let name = world.instances[no].seat.name.clone();
                 world.observer.note(&name, || format!("has no more faults at {door:?}"));
-                if door != Door::Stream {
-                    world.instances[no].table_faults.heal();
-                }
-                if door != Door::Table {
-                    world.instances[no].stream_faults.heal();
-                }
+                world.instances[no].faults_at(door).iter().for_each(|(faults, _)| faults.heal());
             }
             Due::Line(no, door) => {
                 let usual = world.usual();
@@ -204,10 +202,10 @@ impl Player {
     }
 
     fn line(&mut self, no: usize, door: Door, quality: Quality) {
-        if door != Door::Stream {
+        if door.is_to_table() {
             self.world.table_line(no, quality);
         }
-        if door != Door::Table {
+        if door.is_to_stream() {
             self.world.stream_line(no, quality);
         }
     }
@@ -310,13 +308,9 @@ impl Player {
                     self.world
                         .observer
                         .note(&instance.seat.name, || format!("has faults at {door:?}: {faults:?}"));
-                    let (table, stream) = (&TABLE_OPS, &STREAM_OPS);
-                    for (chance, fault) in faults {
-                        if *door != Door::Stream {
-                            table.iter().for_each(|op| instance.table_faults.chance(*op, *chance, *fault));
-                        }
-                        if *door != Door::Table {
-                            stream.iter().for_each(|op| instance.stream_faults.chance(*op, *chance, *fault));
+                    for (met, ops) in instance.faults_at(*door) {
+                        for (chance, fault) in faults {
+                            ops.iter().for_each(|op| met.chance(*op, *chance, *fault));
                         }
                     }
                     self.later(*millis, Due::Faults(no, *door));
