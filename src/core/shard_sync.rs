@@ -212,6 +212,23 @@ fn with_removed_parents(
     in_order(listed).filter_map(|shard| made.get(&(&shard.id).into()).cloned()).collect()
 }
 
+/// The rows to read again, consistently, before leases are made: none if there are none `to_make`.
+///
+/// Rows of one look are of different ages. A lease that nobody has claimed may have been claimed since, and its
+/// parents' rows be deleted; and a shard's row may be shown as deleted, and not yet those of its children, for which
+/// it was.
+pub(crate) fn in_doubt(listed: &[Shard], to_make: &[Lease], leases: &[Lease]) -> Vec<LeaseKey> {
+    if to_make.is_empty() {
+        return Vec::new();
+    }
+    let unclaimed = leases.iter().filter(|lease| lease.counter == 0 && !lease.parents.is_empty());
+    let parents: BTreeSet<ShardId> = to_make.iter().map(|lease| lease.key.shard()).collect();
+    let seen: BTreeSet<&str> = leases.iter().map(|lease| lease.key.as_str()).collect();
+    let children = listed.iter().filter(|shard| !shard.parents.is_disjoint(&parents));
+    let unseen = children.filter(|shard| !seen.contains(shard.id.as_str()));
+    unclaimed.map(|lease| lease.key.clone()).chain(unseen.map(|shard| (&shard.id).into())).collect()
+}
+
 /// Whether any of `leases` waits for another of them: then the order in which they are made matters.
 pub(crate) fn have_parents_among_them(leases: &[Lease]) -> bool {
     let shards: BTreeSet<&str> = leases.iter().map(|lease| lease.key.as_str()).collect();
@@ -233,20 +250,45 @@ pub(crate) fn other_parents(
     children: &[ChildShard],
     has_lease: impl Fn(&ShardId) -> bool,
 ) -> Vec<Lease> {
-    let index: BTreeMap<&ShardId, &Shard> = listed.iter().map(|shard| (&shard.id, shard)).collect();
+    // One that is not listed has no records left.
+    let parents = listed.iter().map(|shard| (&shard.id, &shard.parents)).collect();
+    let found = without_lease_above(children, &parents, has_lease);
+    let found = in_order(listed).filter(|shard| found.contains(&shard.id));
+    found.map(|shard| new_lease(&shard.into(), Checkpoint::TrimHorizon)).collect()
+}
+
+/// Of [`other_parents`] that were found some time ago those that are to be created still. Of the rest some may have
+/// been finished since, and their leases be deleted: what has a lease by now has no ancestors to wait for.
+pub(crate) fn still_without_lease(
+    found: Vec<Lease>,
+    children: &[ChildShard],
+    has_lease: impl Fn(&ShardId) -> bool,
+) -> Vec<Lease> {
+    let shards: Vec<ShardId> = found.iter().map(|lease| lease.key.shard()).collect();
+    let parents = shards.iter().zip(found.iter().map(|lease| &lease.parents)).collect();
+    let still: BTreeSet<ShardId> =
+        without_lease_above(children, &parents, has_lease).into_iter().cloned().collect();
+    found.into_iter().filter(|lease| still.contains(&lease.key.shard())).collect()
+}
+
+/// The ancestors without a lease of those `children` that have none: from one that has a lease the walk goes no
+/// further up.
+fn without_lease_above<'a>(
+    children: &'a [ChildShard],
+    parents: &BTreeMap<&'a ShardId, &'a BTreeSet<ShardId>>,
+    has_lease: impl Fn(&ShardId) -> bool,
+) -> BTreeSet<&'a ShardId> {
     let new = children.iter().filter(|child| !has_lease(&child.id));
     let mut above: Vec<&ShardId> = new.flat_map(|child| &child.parents).collect();
     let mut found = BTreeSet::new();
     while let Some(id) = above.pop() {
-        // One that is not listed has no records left.
-        if let Some(shard) = index.get(id).filter(|shard| !has_lease(&shard.id))
-            && found.insert(&shard.id)
+        if let Some((id, parents)) = parents.get_key_value(id).filter(|(id, _)| !has_lease(id))
+            && found.insert(*id)
         {
-            above.extend(&shard.parents);
+            above.extend(*parents);
         }
     }
-    let found = in_order(listed).filter(|shard| found.contains(&shard.id));
-    found.map(|shard| new_lease(&shard.into(), Checkpoint::TrimHorizon)).collect()
+    found
 }
 
 /// The listed shards whose leases are still to come: one above them is being read, whose end makes them, and
@@ -496,6 +538,59 @@ mod tests {
     fn numbers(leases: &[Lease]) -> String {
         let number = |lease: &Lease| lease.key.as_str().replace("shardId-", "");
         leases.iter().map(number).collect::<Vec<_>>().join(" ")
+    }
+
+    /// 4 continues 2 and 3, 3 continues 1; each but 4 and 2 had no lease when the end of 2 was read.
+    #[test]
+    fn of_parents_without_a_lease_those_are_left_out_that_got_one_and_all_above_them() {
+        let child = |number: &str, parents: &[&str]| ChildShard {
+            id: id(number),
+            parents: parents.iter().copied().map(id).collect(),
+            hash_range: HashKeyRange::ALL,
+        };
+        let children = [child("4", &["2", "3"])];
+        let found: Vec<Lease> = [child("1", &[]), child("3", &["1"])]
+            .map(|shard| new_lease(&shard, Checkpoint::TrimHorizon))
+            .into();
+        for (leased, expected) in [
+            // Nothing has changed.
+            ("", "1 3"),
+            ("1", "3"),
+            // 1 had ended by then, and its lease was deleted since.
+            ("3", ""),
+            ("4", ""),
+            ("1 3 4", ""),
+        ] {
+            let has_lease = |shard: &ShardId| leases(leased).iter().any(|lease| lease.key.shard() == *shard);
+            let still = still_without_lease(found.clone(), &children, has_lease);
+            assert_eq!(numbers(&still), expected, "{leased:?}");
+        }
+    }
+
+    #[test]
+    fn rows_in_doubt_are_those_that_nobody_has_claimed_and_the_children_that_were_not_seen() {
+        let listed: Vec<Shard> =
+            ["0; ; 0-MAX; 1-9", "1; 0; 0-4; 10-19", "2; 0; 5-MAX; 10-", "3; 1; 0-4; 20-"]
+                .map(|row| shard(&row.split(';').map(str::trim).collect::<Vec<_>>()))
+                .into();
+        let doubtful = |to_make: &str, seen: &[Lease]| {
+            let keys = in_doubt(&listed, &leases(to_make), seen);
+            keys.iter().map(|key| key.as_str().replace("shardId-", "")).collect::<Vec<_>>().join(" ")
+        };
+        let of = |number: &str, counter, parent: Option<&str>| Lease {
+            counter,
+            parents: parent.into_iter().map(id).collect(),
+            ..leases(number).remove(0)
+        };
+        assert_eq!(doubtful("", &[of("3", 0, Some("1"))]), "", "nothing is to be made");
+        assert_eq!(doubtful("0", &[]), "1 2");
+        assert_eq!(doubtful("0", &[of("2", 1, Some("0"))]), "1");
+        assert_eq!(doubtful("0 1", &[of("1", 1, Some("0")), of("2", 0, Some("0"))]), "2 3");
+        assert_eq!(
+            doubtful("3", &[of("0", 0, None), of("1", 0, Some("0"))]),
+            "1",
+            "what has no parents waits for none"
+        );
     }
 
     #[test]

@@ -114,6 +114,8 @@ pub(super) struct Coordinator {
     sight: Sight,
     pulse: Keeper,
     looks: LookSchedule,
+    /// When the look was asked for that the view is of.
+    seen_at: Instant,
     /// When the table was looked at last. What stands still in the view since then proves nothing.
     looked_at: Instant,
     /// Leases are moving until then, as far as we know: looks come more often.
@@ -201,6 +203,7 @@ impl Coordinator {
             sight: Sight::default(),
             pulse: Keeper::new(&parts.config),
             looks,
+            seen_at: found.seen_at,
             looked_at: started,
             lively_until: started,
             avoided: BTreeMap::new(),
@@ -292,6 +295,7 @@ impl Coordinator {
                     info!(count, "the lease table can be read again");
                 }
                 self.backoff.reset();
+                self.seen_at = began;
                 self.tell_foreign(&rows);
                 let doubtful =
                     heartbeats::take_in(&mut self.view, &mut self.looks, rows, &self.identity, clock::now());

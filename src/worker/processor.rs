@@ -12,6 +12,7 @@ use tracing::Instrument;
 use crate::{
     clock,
     core::{
+        lease::Lease,
         record::{Batch, Record},
         shard::{Position, ShardId},
         shard_sync,
@@ -262,6 +263,24 @@ impl EndOfShard {
         self.end.children.iter().map(|child| &child.id)
     }
 
+    /// The leases to make before those of the children. They were looked up when the end was read, and the user's
+    /// code may have needed long since: others may have made and finished them.
+    async fn other_parents(&self) -> Result<Vec<Lease>, CheckpointError> {
+        let End { children, other_parents } = &self.end;
+        if other_parents.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut leased = BTreeSet::new();
+        let found = other_parents.iter().map(|lease| lease.key.shard());
+        for shard in children.iter().map(|child| child.id.clone()).chain(found) {
+            let row = self.link.store.get(&(&shard).into()).await;
+            if row.map_err(|error| CheckpointError::Unavailable(error.into()))?.is_some() {
+                leased.insert(shard);
+            }
+        }
+        Ok(shard_sync::still_without_lease(other_parents.clone(), children, |shard| leased.contains(shard)))
+    }
+
     /// Renews the lease, makes the children's leases, then marks the shard as ended and gives its lease up, in
     /// this order: a crash in between leaves no shard without a lease. Waits for outstanding acknowledgements.
     ///
@@ -282,7 +301,8 @@ impl EndOfShard {
         let stream = self.link.held.row().await.stream;
         let ids: BTreeSet<ShardId> = self.end.children.iter().map(|child| child.id.clone()).collect();
         let children = shard_sync::child_leases(&self.end.children);
-        for mut lease in self.end.other_parents.into_iter().chain(children) {
+        let parents = self.other_parents().await?;
+        for mut lease in parents.into_iter().chain(children) {
             lease.stream.clone_from(&stream);
             if let Some(why) = self.link.held.why_lost() {
                 return Err(CheckpointError::LeaseLost(why));

@@ -36,6 +36,8 @@ pub(super) struct Found {
     pub(super) identity: Arc<str>,
     /// The table as it is.
     pub(super) rows: Rows,
+    /// When they were asked for.
+    pub(super) seen_at: Instant,
     /// How long the stream keeps records, if that is known.
     pub(super) retention: Option<Duration>,
     /// All shards of the stream.
@@ -53,9 +55,13 @@ pub(super) async fn check(
     rng: &mut impl Rng,
 ) -> Result<Found, WorkerError> {
     let until = clock::now() + PATIENCE;
-    let stream = patiently(until, rng, "describe the stream", || source.describe()).await?;
+    let (stream, asked_at) = patiently(until, rng, "describe the stream", || async {
+        let asked_at = clock::now();
+        source.describe().await.map(|stream| (stream, asked_at))
+    })
+    .await?;
     let ahead = reader::host_ahead_of(&stream);
-    if ahead > LEAST_SKEW {
+    if ahead > LEAST_SKEW + (clock::now() - asked_at) {
         warn!(?ahead, "this host's clock is ahead of the stream's; is it kept by NTP?");
     }
     let listed = patiently(until, rng, "list the shards", || source.list_shards(ShardFilter::All)).await?;
@@ -79,7 +85,7 @@ pub(super) async fn check(
     .await?;
     let create = config.lease_table == LeaseTable::CreateIfMissing;
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-    let rows = loop {
+    let (rows, seen_at) = loop {
         patiently(until, rng, "open the lease table", || store.open(create)).await?;
         match rows_of(store, until, rng).await {
             // Dropped since it was opened, or made by another worker and not known everywhere yet.
@@ -93,13 +99,21 @@ pub(super) async fn check(
     if let Some(why) = audit::belongs_elsewhere(&rows.leases, &listed, &identity) {
         return Err(WorkerError::WrongTable { table: table.into(), why });
     }
-    Ok(Found { identity, rows, retention: stream.retention, listed, ahead })
+    Ok(Found { identity, rows, seen_at, retention: stream.retention, listed, ahead })
 }
 
-/// The rows of the table, which may be read and written. They come last: what follows from them is done at once.
-async fn rows_of(store: &dyn LeaseStore, until: Instant, rng: &mut impl Rng) -> Result<Rows, WorkerError> {
+/// The rows of the table, which may be read and written, and when they were asked for. They come last, and are young.
+async fn rows_of(
+    store: &dyn LeaseStore,
+    until: Instant,
+    rng: &mut impl Rng,
+) -> Result<(Rows, Instant), WorkerError> {
     patiently(until, rng, "write the lease table", || probe(store)).await?;
-    patiently(until, rng, "read the lease table", || store.scan()).await
+    patiently(until, rng, "read the lease table", || async {
+        let asked_at = clock::now();
+        store.scan().await.map(|rows| (rows, asked_at))
+    })
+    .await
 }
 
 /// Tries every call that the work needs, in a way that changes nothing, so that a refused permission is

@@ -161,6 +161,39 @@ async fn a_merged_child_waits_for_a_parent_that_has_no_lease_yet() {
     worker.stop().await;
 }
 
+/// Its own last batch takes long, and all above the other parent is read and cleaned up meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_merged_childs_other_ancestors_are_not_begun_again_when_its_slower_parent_ends() {
+    let world = World::shards(2);
+    world.put(0, ["0"]);
+    world.put(1, ["1"]);
+    let [_, third] = world.stream.split(&world.shard(0));
+    world.put(1, ["3"]);
+    let [_, fifth] = world.stream.split(&third);
+    let child = world.stream.merge(&fifth, &world.shard(1));
+    assert_eq!(child, world.shard(6));
+    (0..3).for_each(|open| world.put(open, ["rest"]));
+    let delays = [(world.shard(0), 20 * SECOND), (world.shard(1), 120 * SECOND)];
+    let handler = move |batch: Batch, _| {
+        let delay =
+            delays.iter().find(|(shard, _)| shard == batch.shard()).map_or(SECOND, |(_, delay)| *delay);
+        async move {
+            tokio::time::sleep(delay).await;
+            Ok(Verdict::Done)
+        }
+    };
+    let worker = run(world.worker("a").build(world.probe_with(handler)).expect("valid"));
+    until("the row of the ancestor is deleted", || {
+        world.trace.records(3) == ["3"] && world.find_row(3).is_none()
+    })
+    .await;
+    assert_eq!(world.trace.time_of(1, "ended"), None);
+    world.trace.wait_for(6, "batch rest").await;
+    tokio::time::sleep(60 * SECOND).await;
+    assert_eq!(world.trace.records(3), ["3"], "once");
+    worker.stop().await;
+}
+
 /// A source whose pages name the children of a shard, but not their parents.
 #[derive(Debug)]
 struct WithoutParents(MemoryStream);

@@ -90,7 +90,8 @@ async fn a_start_that_takes_long_makes_no_row_for_a_shard_that_has_been_read_to_
         faults.next(Op::ListShards, 1, Fault::DelayedReply(20 * SECOND));
     };
     let trial = |faults: &Faults| faults.next(Op::DeleteLease, 1, Fault::DelayedReply(20 * SECOND));
-    for hangs in [&second_listing as &dyn Fn(&Faults), &trial] {
+    let look = |faults: &Faults| faults.next(Op::ListLeases, 1, Fault::DelayedReply(20 * SECOND));
+    for hangs in [&second_listing as &dyn Fn(&Faults), &trial, &look] {
         let (world, faults) = (World::shards(1), Faults::new(3));
         world.put(0, ["a", "b"]);
         hangs(&faults);

@@ -1,7 +1,7 @@
 //! Upkeep of the lease table: rows that are missing, in doubt, or finished.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, SystemTime},
 };
 
@@ -29,6 +29,8 @@ const LIST_INTERVAL: Duration = Duration::from_secs(60);
 /// How often shards are listed by a worker that does not wait for parents: children begin so long after a
 /// reshard at the latest, and sooner the more workers there are.
 const SEARCH_INTERVAL: Duration = Duration::from_secs(20);
+/// So often an empty table is looked at, if answers take long, before its first rows are left to a later look.
+const LOOKS_BEFORE_FIRST: usize = 4;
 /// Rows in doubt that are read again in one look.
 const CONFIRMED_AT_ONCE: usize = 8;
 
@@ -173,7 +175,6 @@ impl Coordinator {
     /// somebody removed before their shards were finished.
     async fn missing(&mut self, leases: &[Lease], holes: bool) -> Result<Vec<Lease>, BoxError> {
         let begin = self.begin.pinned_by(leases);
-        let began = clock::now();
         if leases.is_empty() {
             let at =
                 |millis| ShardFilter::AtTimestamp(SystemTime::UNIX_EPOCH + Duration::from_millis(millis));
@@ -188,20 +189,16 @@ impl Coordinator {
                 // Older than the stream: all that it has came since then.
                 listed = self.parts.source.list_shards(ShardFilter::AtTrimHorizon).await?;
             }
-            // A table that was empty a while ago may have been filled since, and have lost rows of shards that have
-            // ended. The next look shows which.
-            if clock::now() - began > self.parts.config.look_interval() {
-                let rows = self.parts.store.scan().await?.leases;
-                if !rows.iter().all(|row| audit::is_foreign(row, &self.identity)) {
-                    return Ok(Vec::new());
-                }
-            }
             // Not from every server: some ignore the filter. Then the lineage decides.
             if let Some(initial) = shard_sync::initial(&listed, begin) {
-                return Ok(initial);
+                return self.unless_filled(initial).await;
             }
         }
         let listed = self.parts.source.list_shards(ShardFilter::All).await?;
+        if leases.is_empty() {
+            let made = shard_sync::missing(&listed, leases, begin, true);
+            return self.unless_filled(made).await;
+        }
         // What has left the stream is nobody's parent any more.
         let ids: BTreeSet<&ShardId> = listed.iter().map(|shard| &shard.id).collect();
         self.claimed.retain(|shard| ids.contains(shard));
@@ -214,24 +211,54 @@ impl Coordinator {
                 shard_sync::to_make_at_once(&listed, leases, begin, |shard| claimed.contains(shard))
             }
         };
-        let made = to_make(&self.claimed, leases);
-        if made.is_empty() {
-            return Ok(made);
+        let (mut leases, mut asked) = (leases.to_vec(), BTreeSet::new());
+        loop {
+            let made = to_make(&self.claimed, &leases);
+            // Seldom enough for another call. Of a stream that was made again nobody has read anything, and its
+            // shards have the ids of others.
+            if !made.is_empty() && asked.is_empty() {
+                let identity = self.parts.source.describe().await?.identity();
+                if identity != self.identity {
+                    return Err("the stream was deleted and made again".into());
+                }
+            }
+            let mut doubtful = shard_sync::in_doubt(&listed, &made, &leases);
+            doubtful.retain(|key| asked.insert(key.clone()));
+            if doubtful.is_empty() {
+                return Ok(made);
+            }
+            self.confirm_rows(&mut leases, doubtful).await?;
         }
-        // A look may be older than the end of a parent, and its row be deleted since.
-        let leases = self.confirmed(leases).await?;
-        Ok(to_make(&self.claimed, &leases))
     }
 
-    /// The same leases, those that nobody has claimed as they are now.
-    async fn confirmed(&mut self, leases: &[Lease]) -> Result<Vec<Lease>, BoxError> {
-        let is_sure = |lease: &&Lease| lease.counter > 0 || lease.parents.is_empty();
-        let (sure, unsure): (Vec<&Lease>, Vec<&Lease>) = leases.iter().partition(is_sure);
-        let read = self.read_rows(unsure.iter().map(|lease| lease.key.clone()).collect()).await;
-        if read.len() < unsure.len() {
-            return Err("rows that nobody has claimed could not be read".into());
+    /// The first leases of an empty table, if it is empty still. One that was empty a while ago may have been filled
+    /// since, and have lost the rows of shards that have ended: the next look shows which.
+    async fn unless_filled(&mut self, first: Vec<Lease>) -> Result<Vec<Lease>, BoxError> {
+        for _ in 0..LOOKS_BEFORE_FIRST {
+            let now = clock::now();
+            if now < self.seen_at + self.parts.config.look_interval() {
+                return Ok(first);
+            }
+            let rows = self.parts.store.scan().await?.leases;
+            if !rows.iter().all(|row| audit::is_foreign(row, &self.identity)) {
+                return Ok(Vec::new());
+            }
+            self.seen_at = now;
         }
-        Ok(sure.into_iter().cloned().chain(read.into_iter().filter_map(|(_, row)| row)).collect())
+        Err("the lease table is too slow to tell whether it is empty".into())
+    }
+
+    /// Replaces these rows by what they are now.
+    async fn confirm_rows(&mut self, leases: &mut Vec<Lease>, keys: Vec<LeaseKey>) -> Result<(), BoxError> {
+        let count = keys.len();
+        let read = self.read_rows(keys).await;
+        if read.len() < count {
+            return Err("rows that were in doubt could not be read".into());
+        }
+        let read: BTreeMap<LeaseKey, Option<Lease>> = read.into_iter().collect();
+        leases.retain(|lease| !read.contains_key(&lease.key));
+        leases.extend(read.into_values().flatten());
+        Ok(())
     }
 
     /// Somebody dropped the table. Made again it is empty, and the application begins anew.
