@@ -121,7 +121,8 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     pub stall_timeout: Duration,
     /// How long a worker that stops, or hands a lease over to another, waits for work in hand. Default 20 s:
-    /// Kubernetes kills after 30 s. A worker that asked for a lease takes it after this and `failover_time`.
+    /// Kubernetes kills after 30 s. Calls under way may add their time-outs to it, and metrics that cannot be published
+    /// two seconds. A worker that asked for a lease takes it after this and `failover_time`.
     #[serde(with = "humantime_serde")]
     pub shutdown_timeout: Duration,
 
@@ -191,7 +192,8 @@ pub enum InitialPosition {
     TrimHorizon,
     /// With the records that arrive from the application's first start on. That moment is kept in the
     /// lease table, so a restart before the first checkpoint skips nothing. Where the host's clock is ahead of the
-    /// stream's it is by the stream's, which answers with whole seconds: records of the second before may come too.
+    /// stream's it is by the stream's, which answers with whole seconds: records of the second before, and of the time
+    /// that the answer took, may come too.
     Latest,
     /// With the first record that arrived at this time or later; written as `2026-11-22T08:30:00Z`. The children of
     /// a shard that ends before a time to come are read whole, as by the KCL.

@@ -331,7 +331,7 @@ pub trait MetricsSink: fmt::Debug + Send + Sync {
     }
 
     /// Publishes what was taken in. Called once a minute and when a worker stops, beside its work and never
-    /// twice at a time for one worker. What cannot be published now is kept for the next time, within bounds.
+    /// twice at a time for a worker that it was given to once. What cannot be published now is kept for the next time, within bounds.
     ///
     /// # Errors
     /// Whatever the error, the worker goes on; it is logged.

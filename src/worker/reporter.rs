@@ -54,7 +54,11 @@ pub(super) async fn run(meter: Arc<Meter>, gate: Gate, stop: CancellationToken) 
     }
     meter.end();
     last.cancel();
-    while publishers.join_next().await.is_some() {}
+    while let Some(over) = publishers.join_next().await {
+        if let Err(error) = over {
+            warn!(%error, "a sink of metrics panicked; nothing was published by it since");
+        }
+    }
 }
 
 /// Lets one sink publish.
