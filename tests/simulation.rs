@@ -7,7 +7,7 @@
 //!
 //! A failing seed is shrunk: steps of its script, workers, shards, records and time are left out as long as it still
 //! fails, and the command that runs the rest is printed. A new fault is a
-//! `Step` in `sim/script.rs` and what it does in `sim/run.rs`; a new rule is a check in `sim/rules.rs`, with
+//! `Step` in `sim/script.rs`, drawn in `sim/draw.rs`, and what it does in `sim/run.rs`; a new rule is a check in `sim/rules.rs`, with
 //! a sabotage that it must catch.
 
 mod sim;

@@ -9,10 +9,7 @@ use std::{collections::BTreeSet, time::Duration};
 use kinesis_consumer::{OwnerChange, ShardId, WorkerId};
 use tokio::time::Instant;
 
-use super::{
-    processor::Seat,
-    rules::{Instance, State},
-};
+use super::{processor::Seat, rules::State};
 
 /// In which calls are counted.
 const SPAN: Duration = Duration::from_secs(10);
@@ -82,8 +79,10 @@ impl State {
 
     /// No page has come to this worker for a minute, and to others it has.
     fn alone_reads_nothing(&self, no: usize) -> bool {
-        let reads = |one: &Instance| one.read_at.is_some_and(|at| at.elapsed() < BLIND);
-        !reads(&self.instances[no]) && self.instances.iter().any(|one| !one.over && reads(one))
+        let lately = |at: Option<Instant>| at.is_some_and(|at| at.elapsed() < BLIND);
+        let me = &self.instances[no];
+        let others = || self.instances.iter().any(|one| !one.over && lately(one.read_at));
+        !lately(me.joined_at) && !lately(me.read_at) && others()
     }
 
     /// Takes note of user's code that was silent for so long that its lease is to be given up.

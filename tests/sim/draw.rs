@@ -68,6 +68,7 @@ impl Script {
         draft.lose_records();
         draft.measure();
         draft.last();
+        draft.make_again();
         draft.script
     }
 }
@@ -292,11 +293,20 @@ impl Draft {
                 let (nth, fault) = (rng.random_range(0..64), metrics_fault(rng));
                 let nth = rng.random_bool(0.5).then_some(nth);
                 let (door, faults) = (Door::Metrics, vec![(1.0, fault)]);
-                Step::Faults { nth, door, faults, millis: rng.random_range(1..=self.script.length) }
+                // They are published once a minute.
+                Step::Faults { nth, door, faults, millis: rng.random_range(1000..=120_000) }
             };
             let drawn = (0..rng.random_range(0..=2)).map(|_| (fault(rng), self.moment(rng)));
             let faults = drawn.map(|(step, at)| (at, step)).collect();
             self.add(faults);
+        }
+    }
+
+    fn make_again(&mut self) {
+        let rng = &mut self.apart(0x4ea_6a17);
+        if rng.random_bool(0.02) {
+            let setup = &mut self.script.setup;
+            setup.made_again = Some(rng.random_range(1..=2 * setup.shards));
         }
     }
 
@@ -306,12 +316,12 @@ impl Draft {
         if rng.random_bool(0.02) {
             let (at, millis) = (self.moment(rng), rng.random_range(60_000..=900_000));
             let kind = *LASTING.choose(rng).expect("some");
-            self.add(vec![(at, step(kind, self.failover, rng).lasting(millis))]);
             let Script { rate, length, steps, .. } = &mut self.script;
             let longer = *length + millis;
             steps.iter_mut().for_each(|(at, _)| *at = *at * longer / *length);
             rate.1 = rate.1.max(longer / 500);
             *length = longer;
+            self.add(vec![(at, step(kind, self.failover, rng).lasting(millis))]);
         }
     }
 }

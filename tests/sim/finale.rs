@@ -56,7 +56,7 @@ impl Player {
         }
         self.answer(script).await;
         if script.setup.measured {
-            self.measures().await;
+            self.measures(script).await;
         }
         self.stop_all(script).await;
         recovered
@@ -125,7 +125,7 @@ impl Player {
     }
 
     /// How long it takes to read what is left: five reads and 2 MiB a second of each shard, and the work on each.
-    fn backlog(&self, script: &Script) -> Duration {
+    pub(super) fn backlog(&self, script: &Script) -> Duration {
         let most = script.setup.config.max_records;
         let left = self.left(script);
         let batches: usize = left.iter().map(|count| count.div_ceil(most) + 1).sum();
@@ -169,12 +169,18 @@ impl Player {
         true
     }
 
+    /// For so long a look at all rows has to be saved for.
+    pub(super) fn look(&self, script: &Script) -> Duration {
+        let units = self.world.table.rows().len() as f64 / 16.0;
+        Duration::from_secs_f64(units / script.setup.config.scan_budget)
+    }
+
     /// At rest the leases are spread evenly, none moves, and calls stay within their budget.
     async fn rest(&mut self, script: &Script, bound: Duration) {
         let config = &script.setup.config;
         let window = 3 * config.failover_time;
-        // A look at many rows has to be saved for; each generation needs one to be claimed, and one to be even.
-        let look = Duration::from_secs_f64(self.world.table.rows().len() as f64 / 16.0 / config.scan_budget);
+        // Each generation needs a look to be claimed, and one to be even.
+        let look = self.look(script);
         let looks = 2 * (self.world.observer.generations() + 1);
         // Where leases are asked for a few in each look, half of them may have to be.
         let unfinished = self.world.observer.unended() as u32;
@@ -332,8 +338,8 @@ impl Player {
         }
     }
 
-    /// Everybody stops: in time, with every lease free and every checkpoint at the last record.
-    async fn stop_all(&mut self, script: &Script) {
+    /// Everybody stops in time, and publishes what it measured.
+    pub(super) async fn all_stop(&mut self, script: &Script) -> bool {
         let config = &script.setup.config;
         let running = self.world.running();
         running.iter().for_each(|no| self.world.stop(*no));
@@ -341,9 +347,21 @@ impl Player {
         let all_over = |world: &World| world.instances.iter().all(|instance| instance.state == Life::Over);
         if !self.world.until(limit, all_over).await {
             self.world.observer.violate("fleet", format!("a worker has not stopped within {limit:?}"));
-            return;
+            return false;
         }
         self.replace_ended();
+        if script.setup.measured {
+            self.world.last_measures_are_published(&running);
+        }
+        true
+    }
+
+    /// Everybody stops: in time, with every lease free and every checkpoint at the last record.
+    async fn stop_all(&mut self, script: &Script) {
+        let config = &script.setup.config;
+        if !self.all_stop(script).await {
+            return;
+        }
         for row in self.world.table.rows().iter().filter(|row| !row.is_finished()) {
             if config.on_shutdown == OnShutdown::Release && row.holder().is_some() {
                 let held = format!("{} still has a holder after a clean stop: {:?}", row.key, row.holder());

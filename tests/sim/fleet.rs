@@ -70,6 +70,8 @@ pub(crate) struct Setup {
     pub(crate) latency: u64,
     /// How much the clocks of all hosts are ahead of the stream's.
     pub(crate) clock_behind: Duration,
+    /// In the end the stream is deleted and made again with so many shards.
+    pub(crate) made_again: Option<usize>,
     /// Workers publish what they measure.
     pub(crate) measured: bool,
 }
@@ -103,6 +105,7 @@ impl Setup {
             limits: Limits::none(),
             latency: 0,
             clock_behind: Duration::ZERO,
+            made_again: None,
             measured: false,
         }
     }
@@ -136,6 +139,8 @@ pub(crate) struct World {
     known: BTreeSet<ShardId>,
     /// What people have last done to each row, by its key.
     pub(crate) edits: BTreeMap<String, ByHand>,
+    /// Its stream was deleted, and another one made under its name.
+    pub(crate) made_again: bool,
     /// Endings that nobody asked for.
     pub(crate) endings: Vec<(usize, Ending)>,
 }
@@ -178,6 +183,7 @@ impl World {
             payload: vec![0; setup.payload].into(),
             known: BTreeSet::new(),
             edits: BTreeMap::new(),
+            made_again: false,
             endings: Vec::new(),
             setup,
         };
@@ -220,6 +226,11 @@ impl World {
     }
 
     // The stream.
+
+    /// The time by its clock.
+    pub(crate) fn stream_millis(&self) -> u64 {
+        millis(now() - self.setup.clock_behind)
+    }
 
     /// Puts `count` records with random partition keys.
     pub(crate) fn put(&mut self, count: usize) {

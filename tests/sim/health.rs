@@ -104,11 +104,12 @@ impl State {
     /// Compares what a worker says of itself with what the observer knows. `frozen` workers say nothing, and
     /// `stopping` ones have a deadline of their own.
     pub(super) fn judge(&mut self, seat: &Seat, health: &Health, stopping: bool) {
-        let now = Instant::now();
         self.stops_in_time(seat);
         self.stays_within_budget(seat);
         self.ends_after_leaving(seat);
-        if seat.freezer.is_frozen() || self.instances[seat.no].thawed == Some(now) {
+        // What it says when it has just woken up is of the time for which it stood still, until a call is answered.
+        let wakes_up = |at: Instant| at.elapsed() <= self.rules.call_timeout();
+        if seat.freezer.is_frozen() || self.instances[seat.no].thawed.is_some_and(wakes_up) {
             return;
         }
         let most = self.rules.health_max_age;
@@ -126,7 +127,7 @@ impl State {
         }
         let held = self.instances[seat.no].work.keys().filter(|shard| {
             let tenure = self.tenures.get(&(seat.no, (*shard).clone()));
-            tenure.is_some_and(|tenure| !tenure.over && !tenure.asked && now < tenure.valid_until)
+            tenure.is_some_and(|tenure| !tenure.over && !tenure.asked && Instant::now() < tenure.valid_until)
         });
         let silences = held.filter_map(|shard| Some((shard.clone(), self.silence(seat.no, shard)?)));
         if let Some((shard, age)) = silences.max_by_key(|(_, age)| *age)

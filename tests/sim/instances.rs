@@ -83,6 +83,7 @@ impl World {
         let heartbeat = self.setup.beats.of_worker(no);
         let max_leases_for_worker = self.setup.max_leases_of(no);
         observer.may_hold(no, max_leases_for_worker);
+        observer.starts_at(no, self.stream_millis());
         let (table_faults, stream_faults) = (Faults::new(seed ^ 1), Faults::new(seed ^ 2));
         let tap = Tap { inner: self.store.clone(), seat: seat.clone() };
         let faulty = FaultyLeaseStore::new(tap, table_faults.clone());
@@ -177,6 +178,7 @@ impl World {
             WorkerError::Unavailable { .. } => {
                 starts && (instance.was_cut_off || met.iter().any(|met| !met.is_empty()))
             }
+            WorkerError::WrongTable { .. } => starts && self.made_again,
             // An owner written by hand, and a counter: a worker of the KCL looks like that.
             WorkerError::ForeignHolder { lease, .. } => {
                 self.edits.get(lease).is_some_and(|edit| meets(&edit))

@@ -7,16 +7,20 @@ use std::{
 };
 
 use async_trait::async_trait;
-use kinesis_consumer::metrics::{Kind, Metric, MetricsSink, Origin, Sample};
+use kinesis_consumer::{
+    io::faulty::{Fault, Op},
+    metrics::{Kind, Metric, MetricsError, MetricsSink, Origin, Sample},
+};
 
 use super::{
     fleet::{Setup, World},
     run::Player,
     sabotage::says,
     scenarios::{SECOND, is_clean},
+    script::Script,
 };
 
-/// Levels are measured so often, and the look that they are of may be a second older.
+/// Levels are measured so often, and looks at a small table come every second.
 const MEASURED_WITHIN: Duration = Duration::from_secs(12);
 
 /// By operation and name.
@@ -24,35 +28,53 @@ type Values = BTreeMap<(&'static str, &'static str), f64>;
 
 /// The last value of each level, and the sum of what adds up, of one worker. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Measures(Arc<Mutex<Values>>);
+pub(crate) struct Measures(Arc<Mutex<Measured>>);
+
+#[derive(Debug, Default)]
+struct Measured {
+    values: Values,
+    /// As they were when they were published last.
+    published: Values,
+}
 
 impl Measures {
-    fn values(&self) -> MutexGuard<'_, Values> {
+    fn lock(&self) -> MutexGuard<'_, Measured> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn get(&self, metric: Metric) -> Option<f64> {
-        self.values().get(&(metric.operation(), metric.name())).copied()
+        self.lock().values.get(&(metric.operation(), metric.name())).copied()
+    }
+
+    fn published(&self, metric: Metric) -> Option<f64> {
+        self.lock().published.get(&(metric.operation(), metric.name())).copied()
     }
 }
 
 #[async_trait]
 impl MetricsSink for Measures {
     fn record(&self, sample: &Sample<'_>) {
-        let mut values = self.values();
-        let value = values.entry((sample.metric.operation(), sample.metric.name())).or_default();
+        let mut measured = self.lock();
+        let value = measured.values.entry((sample.metric.operation(), sample.metric.name())).or_default();
         *value = match sample.metric.kind() {
             Kind::Gauge => sample.value,
             _ => *value + sample.value,
         };
     }
+
+    async fn flush(&self) -> Result<(), MetricsError> {
+        let mut measured = self.lock();
+        measured.published = measured.values.clone();
+        Ok(())
+    }
 }
 
 impl Player {
     /// The fleet is at rest, and its levels have been measured since.
-    pub(super) async fn measures(&mut self) {
+    pub(super) async fn measures(&mut self, script: &Script) {
         let moves = self.world.observer.moves();
-        self.world.advance(MEASURED_WITHIN).await;
+        // The look that they are of may be older: one at many rows has to be saved for.
+        self.world.advance(MEASURED_WITHIN + 2 * self.look(script)).await;
         // Shards that are read again come to their end.
         if self.world.observer.moves() == moves {
             self.world.measures_are_true();
@@ -61,6 +83,21 @@ impl Player {
 }
 
 impl World {
+    /// Whoever ended as it should has published all that it measured, and that it holds nothing any more.
+    pub(super) fn last_measures_are_published(&self, stopped: &[usize]) {
+        for instance in stopped.iter().map(|no| &self.instances[*no]) {
+            let measured = instance.measures.get(Metric::RecordsProcessed);
+            let published = instance.measures.published(Metric::RecordsProcessed);
+            let held = instance.measures.published(Metric::CurrentLeases);
+            if measured != published || held != Some(0.0) {
+                let last = format!(
+                    "published {published:?} of {measured:?} records at its end, and {held:?} leases"
+                );
+                self.observer.violate(&instance.seat.name, last);
+            }
+        }
+    }
+
     /// What each worker says it holds, and what it says of the fleet.
     pub(super) fn measures_are_true(&self) {
         let rows = self.table.rows();
@@ -122,4 +159,26 @@ async fn levels_and_sums_that_are_not_true_are_caught() {
     };
     says(&says_of(Metric::CurrentLeases, 2.0).await, "at rest, which are");
     says(&says_of(Metric::RecordsProcessed, 1.0).await, "records processed of");
+}
+
+#[tokio::test(start_paused = true)]
+async fn last_values_that_are_not_published_are_caught() {
+    for fails in [false, true] {
+        let mut world = World::new(Setup { measured: true, ..Setup::new(34, 3) });
+        world.start("a");
+        world.put(60);
+        world.advance(20 * SECOND).await;
+        if fails {
+            world.instances[0].metrics_faults.chance(Op::Flush, 1.0, Fault::Unavailable);
+        }
+        world.stop(0);
+        assert!(world.until(10 * SECOND, |world| world.running().is_empty()).await);
+        world.advance(5 * SECOND).await;
+        world.last_measures_are_published(&[0]);
+        if fails {
+            says(&world.observer.violations().join("\n"), "records at its end, and");
+        } else {
+            is_clean(&world);
+        }
+    }
 }

@@ -47,6 +47,7 @@ mod instances;
 mod java;
 pub(crate) mod line;
 mod losses;
+mod made_again;
 pub(crate) mod measures;
 mod moves;
 mod neighbours;

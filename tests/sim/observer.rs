@@ -100,6 +100,7 @@ impl Observer {
             keys: Keys::default(),
             rows: BTreeMap::new(),
             removed: BTreeSet::new(),
+            were_looks_stale: false,
             touched: false,
             tenures: BTreeMap::new(),
             pulses: BTreeMap::new(),
@@ -144,11 +145,16 @@ impl Observer {
         let mut state = self.lock();
         state.instances.push(Instance {
             name: name.into(),
-            read_at: Some(Instant::now()),
+            joined_at: Some(Instant::now()),
             ..Instance::default()
         });
         state.fleet_changes();
         state.instances.len() - 1
+    }
+
+    /// The instance starts at that time by the stream's clock.
+    pub(crate) fn starts_at(&self, no: usize, millis: u64) {
+        self.lock().instances[no].starts_at = millis;
     }
 
     /// The most leases that the instance may hold, if there is a limit.
@@ -288,7 +294,9 @@ impl Observer {
 
     /// Whether looks may show rows as they were before.
     pub(crate) fn looks_are_stale(&self, stale: bool) {
-        self.lock().are_looks_stale = stale;
+        let mut state = self.lock();
+        state.are_looks_stale = stale;
+        state.were_looks_stale |= stale;
     }
 
     pub(crate) fn throttled(&self, seat: &Seat, shard: &ShardId) {
@@ -322,7 +330,9 @@ impl Observer {
         state.note(&seat.name, || {
             format!("makes lease {} at {}", short(lease.key.as_str()), lease.checkpoint)
         });
-        if let (Checkpoint::Latest, Some(at)) = (&lease.checkpoint, lease.start_millis) {
+        if lease.checkpoint == Checkpoint::Latest {
+            // Whatever it wrote: that may be wrong.
+            let at = state.instances[seat.no].starts_at;
             state.pinned = Some(state.pinned.map_or(at, |pinned| pinned.min(at)));
         }
         if let (Checkpoint::AtTimestamp, Some(at)) = (&lease.checkpoint, lease.start_millis) {

@@ -89,6 +89,7 @@ impl World {
                     hash_range: Some(shard.hash_range),
                     start_millis: reset.start_millis,
                     reset_millis: Some(reset.at_millis),
+                    stream: rows[0].stream.clone(),
                     ..Lease::new(&shard.id, reset.to)
                 },
             };

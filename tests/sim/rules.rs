@@ -33,13 +33,15 @@ pub(super) struct State {
     pub(super) rows: BTreeMap<ShardId, RowLog>,
     /// Shards whose rows a person has removed since they were made.
     pub(super) removed: BTreeSet<ShardId>,
+    /// Looks were late.
+    pub(super) were_looks_stale: bool,
     /// Rows were removed by hand.
     pub(super) touched: bool,
     pub(super) tenures: BTreeMap<(usize, ShardId), Tenure>,
     /// Until when leases are valid that live by a heartbeat, as long as that is unbroken.
     pub(super) pulses: BTreeMap<Incarnation, Instant>,
     pub(super) instances: Vec<Instance>,
-    /// The earliest start that a row was pinned to, which is when the application began: what arrived since then
+    /// The earliest start of a worker that made a row, which is when the application began: what arrived since then
     /// must not be missed.
     pub(super) pinned: Option<u64>,
     /// The time at which the application is to begin, if it is to begin at one.
@@ -137,7 +139,10 @@ pub(super) struct Instance {
     pub(super) stopping: bool,
     /// When it was, or woke up since.
     pub(super) stops_since: Option<Instant>,
-    /// When a page came last, or it started.
+    /// When it started, by the stream's clock.
+    pub(super) starts_at: u64,
+    /// When it started, and when a page came last.
+    pub(super) joined_at: Option<Instant>,
     pub(super) read_at: Option<Instant>,
     /// The user's code cannot go on with these.
     pub(super) gives_up: BTreeSet<ShardId>,
@@ -353,6 +358,9 @@ impl State {
         let log = self.shards.entry(shard.clone()).or_default();
         let (base, exact) = match (&after.checkpoint, after.start_millis) {
             (Checkpoint::At(position), _) => (number(position), true),
+            (Checkpoint::Latest, Some(at)) if after.reset_millis.is_none() => {
+                (log.before(self.pinned.unwrap_or(at)), false)
+            }
             (Checkpoint::Latest | Checkpoint::AtTimestamp, Some(at)) => (log.before(at), false),
             _ => (0, true),
         };
@@ -385,11 +393,11 @@ impl State {
     /// A worker makes a row. What has been read to its end is not begun again, unless a person removed rows: then
     /// nobody can know.
     pub(super) fn makes_anew(&mut self, seat: &Seat, shard: &ShardId) {
-        if !self.touched && self.shards.get(shard).is_some_and(|log| log.ended) {
-            self.violate(
-                &seat.name,
-                format!("makes a lease again for {shard}, which has been read to its end"),
-            );
+        // Without an order rows are found by looks, and late ones show what is not there any more.
+        let may_err = self.touched || (self.were_looks_stale && !self.rules.parents_first);
+        if !may_err && self.shards.get(shard).is_some_and(|log| log.ended) {
+            let again = format!("makes a lease again for {shard}, which has been read to its end");
+            self.violate(&seat.name, again);
         }
     }
 

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::{
     fleet::{Begins, Edit, World},
+    instances::Life,
     line::Quality,
     observer::Counts,
     script::{Back, Door, Script, Step},
@@ -48,7 +49,13 @@ pub(crate) async fn play(script: &Script, recording: bool, prepare: impl FnOnce(
     player.script(script).await;
     let mut recovered = Duration::ZERO;
     if player.world.observer.violations().is_empty() {
-        recovered = player.finale(script).await;
+        let gone = match script.setup.made_again {
+            Some(shards) => player.with_another_stream(script, shards).await,
+            None => false,
+        };
+        if !gone {
+            recovered = player.finale(script).await;
+        }
     }
     let mut faults = player.world.faults_met();
     faults.append(&mut player.done);
@@ -143,7 +150,7 @@ impl Player {
             if !self.world.observer.violations().is_empty() || self.now() >= script.length {
                 return;
             }
-            if self.due.values().any(|due| !matches!(due, Due::Start(_))) {
+            if self.due.values().any(|due| self.goes_on(due)) {
                 self.world.observer.faults_go_on();
             }
             if next_put <= next {
@@ -178,9 +185,21 @@ impl Player {
         }
     }
 
+    /// Whether something is at fault that moves leases.
+    fn goes_on(&self, due: &Due) -> bool {
+        let lives = |no: &usize| self.world.instances[*no].state != Life::Over;
+        match due {
+            Due::Start(_) | Due::Faults(_, Door::Metrics) => false,
+            Due::Fresh => true,
+            Due::Thaw(no) | Due::Temper(no) | Due::Faults(no, _) | Due::Line(no, _) => lives(no),
+        }
+    }
+
     fn undo(&mut self, due: Due) {
         let world = &mut self.world;
-        world.observer.fleet_changes();
+        if !matches!(due, Due::Faults(_, Door::Metrics)) {
+            world.observer.fleet_changes();
+        }
         match due {
             Due::Thaw(no) => world.thaw(no),
             Due::Temper(no) => world.temper(no, world.setup.temper),
@@ -264,7 +283,9 @@ impl Player {
         if self.meets(step) {
             *self.done.entry(step.kind()).or_default() += 1;
         }
-        self.world.observer.fleet_changes();
+        if !matches!(step, Step::Faults { door: Door::Metrics, .. }) {
+            self.world.observer.fleet_changes();
+        }
         match step {
             Step::Join => self.start_worker(None),
             Step::Crash { nth, back } => {

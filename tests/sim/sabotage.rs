@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use async_trait::async_trait;
@@ -176,7 +176,7 @@ impl LeaseStore for Liar {
 
 /// What a lying stream does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Trick {
+pub(super) enum Trick {
     /// Begins after the checkpoint's record's successor.
     SkipsOne,
     /// Says of children of two parents that they have only one.
@@ -187,18 +187,24 @@ enum Trick {
     SilentSince(Instant),
     /// Begins that long after the time that was asked for.
     BeginsAfter(Duration),
+    /// Says of each stream that it was made at one and the same time.
+    HidesItsAge,
 }
 
 #[derive(Debug)]
-struct Trickster {
-    stream: MemoryStream,
-    trick: Trick,
+pub(super) struct Trickster {
+    pub(super) stream: MemoryStream,
+    pub(super) trick: Trick,
 }
 
 #[async_trait]
 impl RecordSource for Trickster {
     async fn describe(&self) -> Result<StreamDescription, SourceError> {
-        self.stream.describe().await
+        let mut description = self.stream.describe().await?;
+        if self.trick == Trick::HidesItsAge {
+            description.created_at = SystemTime::UNIX_EPOCH;
+        }
+        Ok(description)
     }
 
     async fn list_shards(&self, filter: ShardFilter) -> Result<Vec<Shard>, SourceError> {

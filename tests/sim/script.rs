@@ -179,12 +179,26 @@ impl fmt::Display for Script {
         if !setup.unequal.is_empty() {
             writeln!(f, "most leases of each worker, in turn: {:?}", setup.unequal)?;
         }
+        if setup.latency > 0 {
+            writeln!(f, "a request takes up to {} ms, and so does its answer", setup.latency)?;
+        }
+        if setup.measured {
+            writeln!(f, "what workers measure is published")?;
+        }
         if setup.hot > 0.0 {
             writeln!(f, "{:.2} of the records have one key", setup.hot)?;
         }
         writeln!(f, "{:?}\n{:?}", setup.config, setup.temper)?;
         for (at, step) in steps {
             writeln!(f, "{:>5}.{:03}  {step:?}", at / 1000, at % 1000)?;
+        }
+        if let Some(shards) = setup.made_again {
+            writeln!(
+                f,
+                "{:>5}.{:03}  the stream is made again with {shards} shards",
+                length / 1000,
+                length % 1000
+            )?;
         }
         writeln!(f, "{:>5}.{:03}  all faults end", length / 1000, length % 1000)
     }
