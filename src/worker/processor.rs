@@ -329,7 +329,10 @@ impl<'a> OurTurn<'a> {
 
 impl Drop for OurTurn<'_> {
     fn drop(&mut self) {
-        self.0.set_busy(true);
+        // Nor does code that is dropped here, since its lease has gone.
+        if self.0.held.why_lost().is_none() {
+            self.0.set_busy(true);
+        }
     }
 }
 
