@@ -110,6 +110,8 @@ pub(super) struct Coordinator {
     claimed: BTreeSet<ShardId>,
     /// When shards may be listed for parents without a row again.
     parents_after: Instant,
+    /// Until then no row is made: the stream has turned out to be another one.
+    repair_after: Instant,
     strangers: Strangers,
     sight: Sight,
     pulse: Keeper,
@@ -199,6 +201,7 @@ impl Coordinator {
             settled_parents,
             claimed: BTreeSet::new(),
             parents_after: started,
+            repair_after: started,
             strangers: Strangers::default(),
             sight: Sight::default(),
             pulse: Keeper::new(&parts.config),

@@ -258,7 +258,10 @@ impl Player {
             Balance::Count => self.is_even_by_count(&loads),
             Balance::Throughput => self.is_even_by_throughput(&loads),
         };
-        even && !loads.contains_key("nobody") && !self.world.observer.is_any_on_its_way()
+        // What somebody left who may come back is nobody's to read.
+        let running = self.world.running();
+        let is_here = |name: &String| running.iter().any(|no| self.world.instances[*no].seat.name == *name);
+        even && loads.keys().all(is_here) && !self.world.observer.is_any_on_its_way()
     }
 
     /// How many more leases each worker may hold.

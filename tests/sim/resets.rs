@@ -136,7 +136,9 @@ impl<'a> Line<'a> {
 impl Observer {
     fn reset(&self, shard: &ShardId, row: &Lease) {
         self.note("operator", || format!("resets {} to {}", short(shard.as_str()), row.checkpoint));
-        self.lock().reset(shard, row);
+        let mut state = self.lock();
+        state.touched = true;
+        state.reset(shard, row);
     }
 }
 

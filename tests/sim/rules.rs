@@ -35,7 +35,7 @@ pub(super) struct State {
     pub(super) removed: BTreeSet<ShardId>,
     /// Looks were late.
     pub(super) were_looks_stale: bool,
-    /// Rows were removed by hand.
+    /// Rows were removed or set back by hand.
     pub(super) touched: bool,
     pub(super) tenures: BTreeMap<(usize, ShardId), Tenure>,
     /// Until when leases are valid that live by a heartbeat, as long as that is unbroken.
@@ -390,7 +390,7 @@ impl State {
         self.tenures.insert((seat.no, shard), tenure);
     }
 
-    /// A worker makes a row. What has been read to its end is not begun again, unless a person removed rows: then
+    /// A worker makes a row. What has been read to its end is not begun again, unless a person removed rows or set them back: then
     /// nobody can know.
     pub(super) fn makes_anew(&mut self, seat: &Seat, shard: &ShardId) {
         // Without an order rows are found by looks, and late ones show what is not there any more.

@@ -24,7 +24,7 @@ use crate::{
     worker::{coordinator::CALLS_AT_ONCE, renewer::cause},
 };
 
-/// How often shards are listed to audit rows without a range.
+/// How often shards are listed to audit rows without a range, and where the stream is not the worker's any more.
 const LIST_INTERVAL: Duration = Duration::from_secs(60);
 /// How often shards are listed by a worker that does not wait for parents: children begin so long after a
 /// reshard at the latest, and sooner the more workers there are.
@@ -58,7 +58,7 @@ impl Coordinator {
             Coverage::Unknown(_) => false,
         };
         let orphaned = self.orphaned_parents();
-        if !fresh && !suspicious && !due && orphaned.is_empty() {
+        if !fresh && !suspicious && !due && orphaned.is_empty() || clock::now() < self.repair_after {
             return false;
         }
         if at_once {
@@ -219,6 +219,7 @@ impl Coordinator {
             if !made.is_empty() && asked.is_empty() {
                 let identity = self.parts.source.describe().await?.identity();
                 if identity != self.identity {
+                    self.repair_after = clock::now() + LIST_INTERVAL;
                     return Err("the stream was deleted and made again".into());
                 }
             }
