@@ -20,7 +20,7 @@ use crate::{
         shard::{HashKeyRange, ShardId},
         shard_sync::{self, Begin},
     },
-    io::{BoxError, ShardFilter},
+    io::{BoxError, LeaseError, ShardFilter},
     worker::{coordinator::CALLS_AT_ONCE, renewer::cause},
 };
 
@@ -33,6 +33,10 @@ const SEARCH_INTERVAL: Duration = Duration::from_secs(20);
 const LOOKS_BEFORE_FIRST: usize = 4;
 /// Rows in doubt that are read again in one look.
 const CONFIRMED_AT_ONCE: usize = 8;
+
+fn stood_still() -> LeaseError {
+    LeaseError::Unavailable { operation: "make a lease in time", source: "the worker stood still".into() }
+}
 
 impl Coordinator {
     /// Makes the leases that are missing: all at first, later where the hash keys show a hole.
@@ -111,6 +115,8 @@ impl Coordinator {
         let mut race = Race::new(CALLS_AT_ONCE);
         let mut missing = missing.into_iter();
         let mut under_way = JoinSet::new();
+        // What stood still for so long does not know any more what is missing.
+        let patience = self.parts.config.failover_time / 2;
         loop {
             let at_once = if races { race.at_once() } else { CALLS_AT_ONCE };
             while under_way.len() < at_once && !race.is_lost() {
@@ -118,8 +124,12 @@ impl Coordinator {
                 lease.stream = Some(self.identity.clone());
                 let call = race.begin();
                 let store = self.parts.store.clone();
+                let late = clock::now() + patience;
                 under_way.spawn(self.parts.gate.pass(async move {
-                    let created = store.create(&lease).await;
+                    let created = match clock::now() < late {
+                        true => store.create(&lease).await,
+                        false => Err(stood_still()),
+                    };
                     // Somebody was faster, and may begin elsewhere. Not read now, it is at the next look.
                     let others = match created {
                         Ok(false) if !races => store.get(&lease.key).await.ok().flatten(),
@@ -191,13 +201,14 @@ impl Coordinator {
             }
             // Not from every server: some ignore the filter. Then the lineage decides.
             if let Some(initial) = shard_sync::initial(&listed, begin) {
-                return self.unless_filled(initial).await;
+                let closed = listed.iter().any(|shard| !shard.is_open());
+                return self.unless_filled(initial, closed).await;
             }
         }
         let listed = self.parts.source.list_shards(ShardFilter::All).await?;
         if leases.is_empty() {
             let made = shard_sync::missing(&listed, leases, begin, true);
-            return self.unless_filled(made).await;
+            return self.unless_filled(made, true).await;
         }
         // What has left the stream is nobody's parent any more.
         let ids: BTreeSet<&ShardId> = listed.iter().map(|shard| &shard.id).collect();
@@ -233,12 +244,14 @@ impl Coordinator {
     }
 
     /// The first leases of an empty table, if it is empty still. One that was empty a while ago may have been filled
-    /// since, and have lost the rows of shards that have ended: the next look shows which.
-    async fn unless_filled(&mut self, first: Vec<Lease>) -> Result<Vec<Lease>, BoxError> {
+    /// since, and have lost the rows of shards that have ended: the next look shows which. `closed` says whether some
+    /// of the shards are.
+    async fn unless_filled(&mut self, first: Vec<Lease>, closed: bool) -> Result<Vec<Lease>, BoxError> {
         for _ in 0..LOOKS_BEFORE_FIRST {
             let now = clock::now();
             if now < self.seen_at + self.parts.config.look_interval() {
-                return Ok(first);
+                let is_new = !closed || self.are_new(&first).await?;
+                return Ok(if is_new { first } else { Vec::new() });
             }
             let rows = self.parts.store.scan().await?.leases;
             if !rows.iter().all(|row| audit::is_foreign(row, &self.identity)) {
@@ -247,6 +260,19 @@ impl Coordinator {
             self.seen_at = now;
         }
         Err("the lease table is too slow to tell whether it is empty".into())
+    }
+
+    /// Whether nobody has begun with these first leases. A look may show that a shard's row was deleted and not yet
+    /// those of its children, for which it was, and take the table for empty. Where no shard is closed there are none.
+    async fn are_new(&mut self, first: &[Lease]) -> Result<bool, BoxError> {
+        let listed = self.parts.source.list_shards(ShardFilter::All).await?;
+        let children = shard_sync::in_doubt(&listed, first, &[]);
+        let count = children.len();
+        let read = self.read_rows(children).await;
+        if read.len() < count {
+            return Err("rows that were in doubt could not be read".into());
+        }
+        Ok(read.iter().all(|(_, row)| row.is_none()))
     }
 
     /// Replaces these rows by what they are now.
