@@ -56,7 +56,7 @@ impl Player {
         }
         self.answer(script).await;
         if script.setup.measured {
-            self.measures(script).await;
+            self.measures().await;
         }
         self.stop_all(script).await;
         recovered
@@ -170,7 +170,7 @@ impl Player {
     }
 
     /// For so long a look at all rows has to be saved for.
-    pub(super) fn look(&self, script: &Script) -> Duration {
+    fn look(&self, script: &Script) -> Duration {
         let units = self.world.table.rows().len() as f64 / 16.0;
         Duration::from_secs_f64(units / script.setup.config.scan_budget)
     }

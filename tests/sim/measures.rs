@@ -11,17 +11,19 @@ use kinesis_consumer::{
     io::faulty::{Fault, Op},
     metrics::{Kind, Metric, MetricsError, MetricsSink, Origin, Sample},
 };
+use tokio::time::Instant;
 
 use super::{
     fleet::{Setup, World},
     run::Player,
     sabotage::says,
     scenarios::{SECOND, is_clean},
-    script::Script,
 };
 
-/// Levels are measured so often, and looks at a small table come every second.
+/// Levels are measured so often.
 const MEASURED_WITHIN: Duration = Duration::from_secs(12);
+/// Looks that cost much are saved for; so long they may take, for a fleet that has had much to look at.
+const LOOKED_WITHIN: Duration = Duration::from_secs(120);
 
 /// By operation and name.
 type Values = BTreeMap<(&'static str, &'static str), f64>;
@@ -71,12 +73,17 @@ impl MetricsSink for Measures {
 
 impl Player {
     /// The fleet is at rest, and its levels have been measured since.
-    pub(super) async fn measures(&mut self, script: &Script) {
+    pub(super) async fn measures(&mut self) {
         let moves = self.world.observer.moves();
-        // The look that they are of may be older: one at many rows has to be saved for.
-        self.world.advance(MEASURED_WITHIN + 2 * self.look(script)).await;
+        // Levels are those of the last look.
+        let since = Instant::now();
+        let looked = |world: &World| world.running().iter().all(|no| world.observer.looked_since(*no, since));
+        if !self.world.until(LOOKED_WITHIN, looked).await {
+            return;
+        }
+        self.world.advance(MEASURED_WITHIN).await;
         // Shards that are read again come to their end.
-        if self.world.observer.moves() == moves {
+        if self.world.observer.moves() == moves && !self.world.observer.is_any_on_its_way() {
             self.world.measures_are_true();
         }
     }

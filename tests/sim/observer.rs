@@ -318,6 +318,11 @@ impl Observer {
         state.sees_peers(seat);
     }
 
+    /// Whether an instance has looked at the table since then.
+    pub(crate) fn looked_since(&self, no: usize, since: Instant) -> bool {
+        self.lock().instances[no].looked.is_some_and(|at| at > since)
+    }
+
     /// The answer has come.
     pub(crate) fn saw(&self, seat: &Seat) {
         self.lock().saw(seat);
