@@ -393,8 +393,8 @@ impl State {
     /// A worker makes a row. What has been read to its end is not begun again, unless a person removed rows or set them back: then
     /// nobody can know.
     pub(super) fn makes_anew(&mut self, seat: &Seat, shard: &ShardId) {
-        // Without an order rows are found by looks, and late ones show what is not there any more.
-        let may_err = self.touched || (self.were_looks_stale && !self.rules.parents_first);
+        // A late look may show that a row was deleted, and not yet the rows for which it was.
+        let may_err = self.touched || self.were_looks_stale;
         if !may_err && self.shards.get(shard).is_some_and(|log| log.ended) {
             let again = format!("makes a lease again for {shard}, which has been read to its end");
             self.violate(&seat.name, again);

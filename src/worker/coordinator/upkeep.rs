@@ -201,14 +201,13 @@ impl Coordinator {
             }
             // Not from every server: some ignore the filter. Then the lineage decides.
             if let Some(initial) = shard_sync::initial(&listed, begin) {
-                let closed = listed.iter().any(|shard| !shard.is_open());
-                return self.unless_filled(initial, closed).await;
+                return self.unless_filled(initial).await;
             }
         }
         let listed = self.parts.source.list_shards(ShardFilter::All).await?;
         if leases.is_empty() {
             let made = shard_sync::missing(&listed, leases, begin, true);
-            return self.unless_filled(made, true).await;
+            return self.unless_filled(made).await;
         }
         // What has left the stream is nobody's parent any more.
         let ids: BTreeSet<&ShardId> = listed.iter().map(|shard| &shard.id).collect();
@@ -244,14 +243,12 @@ impl Coordinator {
     }
 
     /// The first leases of an empty table, if it is empty still. One that was empty a while ago may have been filled
-    /// since, and have lost the rows of shards that have ended: the next look shows which. `closed` says whether some
-    /// of the shards are.
-    async fn unless_filled(&mut self, first: Vec<Lease>, closed: bool) -> Result<Vec<Lease>, BoxError> {
+    /// since, and have lost the rows of shards that have ended: the next look shows which.
+    async fn unless_filled(&mut self, first: Vec<Lease>) -> Result<Vec<Lease>, BoxError> {
         for _ in 0..LOOKS_BEFORE_FIRST {
             let now = clock::now();
             if now < self.seen_at + self.parts.config.look_interval() {
-                let is_new = !closed || self.are_new(&first).await?;
-                return Ok(if is_new { first } else { Vec::new() });
+                return Ok(first);
             }
             let rows = self.parts.store.scan().await?.leases;
             if !rows.iter().all(|row| audit::is_foreign(row, &self.identity)) {
@@ -260,19 +257,6 @@ impl Coordinator {
             self.seen_at = now;
         }
         Err("the lease table is too slow to tell whether it is empty".into())
-    }
-
-    /// Whether nobody has begun with these first leases. A look may show that a shard's row was deleted and not yet
-    /// those of its children, for which it was, and take the table for empty. Where no shard is closed there are none.
-    async fn are_new(&mut self, first: &[Lease]) -> Result<bool, BoxError> {
-        let listed = self.parts.source.list_shards(ShardFilter::All).await?;
-        let children = shard_sync::in_doubt(&listed, first, &[]);
-        let count = children.len();
-        let read = self.read_rows(children).await;
-        if read.len() < count {
-            return Err("rows that were in doubt could not be read".into());
-        }
-        Ok(read.iter().all(|(_, row)| row.is_none()))
     }
 
     /// Replaces these rows by what they are now.
