@@ -248,8 +248,11 @@ impl LeaseWrite {
     pub fn took_effect_on(&self, row: &Lease, me: &WorkerId) -> bool {
         // A request for the lease may have come after the write: it leaves the holder and the counter.
         let owned = match &self.owner {
+            // The last write of a lease that is left is the one by which it was.
             OwnerChange::Keep => {
-                row.holder() == Some(me) && (self.heartbeat.is_none() || row.heartbeat == self.heartbeat)
+                row.holder() == Some(me)
+                    && !row.is_left()
+                    && (self.heartbeat.is_none() || row.heartbeat == self.heartbeat)
             }
             OwnerChange::Leave => row.holder() == Some(me) && row.is_left(),
             OwnerChange::Set { owner, .. } => row.holder() == Some(owner) && row.heartbeat == self.heartbeat,

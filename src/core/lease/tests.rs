@@ -357,6 +357,12 @@ fn each_kind_of_write_is_recognised_by_what_it_does_to_the_owner() {
         let after = before.after(&write);
         assert!(write.took_effect_on(&after, &a), "{write:?}");
         assert!(!write.took_effect_on(before, &a), "{write:?}");
+        let left = Lease { left_at: Some(after.counter), ..after.clone() };
+        assert_eq!(
+            write.took_effect_on(&left, &a),
+            *write.owner() != OwnerChange::Keep,
+            "{write:?} and a leave"
+        );
         // Somebody else's write that met the same counter.
         for other in [Some("c"), None, Some("a")].map(|owner| owner.map(WorkerId::from)) {
             let theirs = Lease { owner: other.clone(), checkpoint_owner: None, ..after.clone() };

@@ -176,6 +176,18 @@ async fn a_checkpoint_in_doubt_beside_a_renewal_in_doubt_is_never_written_back()
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lease_that_was_left_is_not_renewed_though_a_checkpoint_in_doubt_looks_alike() {
+    let held = held().await;
+    held.faults.next(Op::WriteLease, 1, Fault::Unavailable);
+    held.faults.next(Op::WriteLease, 1, Fault::LostReply);
+    held.checkpoint(7).await.expect_err("no reply");
+    held.lease.write(|tenure| tenure.leave(Some(at(7)))).await.expect_err("no reply");
+    let renewal = held.renew().await;
+    assert!(matches!(renewal, Err(WriteError::Lost(LeaseLost::Released))), "{renewal:?}");
+    assert!(held.row().is_left() && held.row().checkpoint == at(7));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_theft_with_nothing_in_doubt_is_a_loss() {
     let held = held().await;
     held.steal().await;
