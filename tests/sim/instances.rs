@@ -22,6 +22,7 @@ use super::{
     run::{STREAM_OPS, TABLE_OPS},
     script::Door,
     tap::Tap,
+    trace::undated,
 };
 
 /// One life of one worker, from outside.
@@ -268,7 +269,7 @@ impl World {
             let name = self.instances[no].seat.name.clone();
             self.observer.note(&name, || match &ending {
                 Ok(_) => "ends".into(),
-                Err(error) => format!("ends: {error}"),
+                Err(error) => undated(&format!("ends: {error}")),
             });
             self.observer.ended(no);
             if let Ok(report) = &ending {
