@@ -249,7 +249,7 @@ impl TestStream {
         aggregation::expand(self.stream.records(&shard.id), Some(shard.hash_range)).records
     }
 
-    /// The lease of a finished shard goes away once its children have begun, and theirs in turn.
+    /// The lease of a finished shard goes away some time after its children have begun, and theirs in turn.
     fn is_finished(&self, shard: &ShardId) -> bool {
         match self.lease(shard) {
             Some(lease) => lease.checkpoint == Checkpoint::ShardEnd,

@@ -64,11 +64,14 @@ const NAMES: [(&str, Instead); 129] = [
     ("cacheMissWarningModulus", NO_CACHE),
     ("callProcessRecordsEvenForEmptyRecordList", Nothing("an empty read calls nobody")),
     ("checkpointFactory", CODE),
-    ("cleanupLeasesUponShardCompletion", Nothing("leases of finished shards are always deleted")),
+    (
+        "cleanupLeasesUponShardCompletion",
+        Nothing("leases of finished shards are always deleted, a minute after their last use"),
+    ),
     ("clientVersionConfig", Nothing("the lease table is read and written in every version's form")),
     (
         "completedLeaseCleanupIntervalMillis",
-        Nothing("leases of finished shards are deleted when that is safe"),
+        Nothing("leases of finished shards are deleted a minute after their last use"),
     ),
     ("consistentReads", Nothing("reads decide nothing that a conditional write does not check")),
     ("consumerArn", Nothing("shards are polled")),
@@ -110,8 +113,11 @@ const NAMES: [(&str, Instead); 129] = [
     ("kinesisRequestTimeout", Nothing("it follows failover_time")),
     ("leaseAssignmentIntervalMillis", Nothing("it follows failover_time and scan_budget")),
     ("leaseAssignmentStrategy", OWN_BALANCE),
-    ("leaseCleanupConfig", Nothing("leases of finished shards are deleted when that is safe")),
-    ("leaseCleanupIntervalMillis", Nothing("leases of finished shards are deleted when that is safe")),
+    ("leaseCleanupConfig", Nothing("leases of finished shards are deleted a minute after their last use")),
+    (
+        "leaseCleanupIntervalMillis",
+        Nothing("leases of finished shards are deleted a minute after their last use"),
+    ),
     ("leaseManagementFactory", CODE),
     (
         "leasesRecoveryAuditorExecutionFrequencyMillis",

@@ -70,7 +70,7 @@ impl State {
     pub(crate) fn meaning(&self) -> String {
         match self {
             Self::Finished => {
-                "every record was processed; the row is deleted once the shard's children have begun".into()
+                "every record was processed; the row is deleted a minute after the shard's children have begun".into()
             }
             Self::HandOff { from, to } => {
                 format!("{from} finishes the batch in hand and checkpoints, then {to} goes on")

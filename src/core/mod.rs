@@ -7,6 +7,7 @@ pub(crate) mod audit;
 pub(crate) mod backoff;
 pub(crate) mod balance;
 pub(crate) mod census;
+pub(crate) mod cleanup;
 #[cfg(feature = "cli")]
 pub(crate) mod cost;
 pub(crate) mod cut_off;

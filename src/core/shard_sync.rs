@@ -1,10 +1,9 @@
-//! Shard sync: which leases to create so that every shard is read, after its parents; and which rows of
-//! finished shards to delete.
+//! Shard sync: which leases to create so that every shard is read, after its parents.
 //!
 //! Only decides; the coordinator writes each row if it is absent, in the order given, so that a crash
 //! half-way is repaired by the next sync. Starts from the listing of the stream and the lease table;
-//! whether the table has holes is for `audit` to say. Follows the Java KCL (`HierarchicalShardSyncer`,
-//! `LeaseCleanupManager`) but for one thing: a shard that is found late starts at its own beginning, never
+//! whether the table has holes is for `audit` to say, and when rows go for `cleanup`. Follows the Java KCL
+//! (`HierarchicalShardSyncer`) but for one thing: a shard that is found late starts at its own beginning, never
 //! at that of its oldest ancestor (a replay of the whole stream) nor at the tip (a gap).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -216,7 +215,7 @@ fn with_removed_parents(
 ///
 /// Rows of one look are of different ages. A lease that nobody has claimed may have been claimed since, and its
 /// parents' rows be deleted; and a shard's row may be shown as deleted, and not yet those of its children, for which
-/// it was.
+/// it was. Ours are kept for a while; a worker of the KCL deletes them as soon as it finds them.
 pub(crate) fn in_doubt(listed: &[Shard], to_make: &[Lease], leases: &[Lease]) -> Vec<LeaseKey> {
     if to_make.is_empty() {
         return Vec::new();
@@ -314,29 +313,6 @@ pub(crate) fn child_leases(children: &[ChildShard]) -> Vec<Lease> {
 /// `find` looks up the lease of a shard.
 pub(crate) fn is_startable<'a>(lease: &Lease, find: impl Fn(&ShardId) -> Option<&'a Lease>) -> bool {
     lease.parents.iter().all(|parent| find(parent).is_none_or(Lease::is_finished))
-}
-
-/// The leases of finished shards that nobody needs any more.
-///
-/// All children noted in the row have leases and have begun, so that no sync takes the shard for a new
-/// one; and its own parents' rows are gone, so that rows go in the order of the shards. A row without
-/// children noted stays: ask the stream for them.
-pub(crate) fn deletable(leases: &[Lease]) -> Vec<&Lease> {
-    let rows: BTreeMap<&str, &Lease> = leases.iter().map(|lease| (lease.key.as_str(), lease)).collect();
-    let begun = |child: &ShardId| {
-        rows.get(child.as_str()).is_some_and(|row| match row.checkpoint {
-            Checkpoint::At(_) | Checkpoint::ShardEnd => true,
-            // As the KCL has it: whoever began at the tip does not need the past.
-            Checkpoint::Latest => true,
-            Checkpoint::TrimHorizon | Checkpoint::AtTimestamp => false,
-        })
-    };
-    leases
-        .iter()
-        .filter(|lease| lease.is_finished())
-        .filter(|lease| !lease.children.is_empty() && lease.children.iter().all(begun))
-        .filter(|lease| !lease.parents.iter().any(|parent| rows.contains_key(parent.as_str())))
-        .collect()
 }
 
 fn new_lease(shard: &ChildShard, checkpoint: Checkpoint) -> Lease {
@@ -487,12 +463,16 @@ fn topological(parents: &[Vec<usize>]) -> Vec<usize> {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "the present is as good as any time")]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use proptest::prelude::*;
 
     use super::*;
     use crate::core::{
         audit::{Coverage, coverage},
+        cleanup::Cleanup,
         testdata::{Row, rows, sections},
     };
 
@@ -824,29 +804,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_finished_row_is_deletable_once_its_children_have_begun_and_its_parents_rows_are_gone() {
-        let at = Checkpoint::parse("7", 0).expect("a number");
-        for (child, parent_row, deletes) in [
-            (Some(at.clone()), false, true),
-            (Some(Checkpoint::ShardEnd), false, true),
-            (Some(Checkpoint::Latest), false, true),
-            (Some(Checkpoint::TrimHorizon), false, false),
-            (Some(Checkpoint::AtTimestamp), false, false),
-            (None, false, false),
-            (Some(at), true, false),
-        ] {
-            let parents = [id("1")].into();
-            let children = [id("3"), id("4")].into();
-            let mut rows = leases("2! 4!");
-            rows[0] = Lease { parents, children, ..rows[0].clone() };
-            rows.extend(child.map(|checkpoint| Lease::new(&id("3"), checkpoint)));
-            rows.extend(leases(if parent_row { "1!" } else { "" }));
-            assert_eq!(numbers(&deletable(&rows).into_iter().cloned().collect::<Vec<_>>()) == "2", deletes);
-        }
-        assert!(deletable(&leases("1!")).is_empty(), "its children are not known");
-    }
-
     /// Closed shards and their children, each with its parents.
     fn family(text: &str) -> Vec<Shard> {
         let members: Vec<(u64, BTreeSet<ShardId>)> = text
@@ -1050,7 +1007,9 @@ mod tests {
         }
 
         fn clean(&mut self) {
-            for key in deletable(&self.rows()).into_iter().map(|row| row.key.clone()).collect::<Vec<_>>() {
+            let rows = self.rows();
+            let due = Cleanup::default().due(rows.iter(), Duration::ZERO, Instant::now());
+            for key in due.into_iter().map(|row| row.key.clone()) {
                 self.leases.remove(&key);
             }
         }

@@ -53,6 +53,9 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The lease table: one row a shard, every change conditional on the row's counter; and one row for each
 /// worker that has a heartbeat of its own.
+///
+/// Each call ends within seconds, answered or not, and a write that was not answered is made by then or never: rows
+/// that are not needed any more are deleted once no call can be under way that would make them again.
 #[async_trait]
 pub trait LeaseStore: fmt::Debug + Send + Sync {
     /// Makes sure that the table is there and has the right key; with `create`, makes a missing one

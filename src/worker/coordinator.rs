@@ -29,6 +29,7 @@ use crate::{
         backoff::Backoff,
         balance::{self, Limits, Plan, Planner},
         census::census,
+        cleanup::Cleanup,
         health::Phase,
         lease::{Claimant, HandOff, LeaseKey, WorkerId},
         lease_view::LeaseView,
@@ -97,6 +98,7 @@ pub(super) struct Coordinator {
     begin: Begin,
     view: LeaseView,
     holes: HoleWatch,
+    cleanup: Cleanup,
     memory: Arc<Semaphore>,
     consumers: JoinMap<LeaseKey, Exit>,
     links: BTreeMap<LeaseKey, Arc<ShardLink>>,
@@ -189,6 +191,7 @@ impl Coordinator {
             begin,
             view,
             holes: HoleWatch::new(LOOKS_BEFORE_REPAIR),
+            cleanup: Cleanup::default(),
             memory: Arc::new(reader::budget(parts.config.memory_budget)),
             consumers: JoinMap::new(),
             links: BTreeMap::new(),
@@ -329,16 +332,16 @@ impl Coordinator {
         self.show_rows();
         self.watch_retention().await;
         self.look_for_strangers()?;
-        let lost_row = self.repair().await;
+        let look_soon = self.repair().await;
         self.disown().await;
         self.looked_at = clock::now();
         self.keep_in_sight(self.looked_at);
-        let lost_race = self.balance(self.looked_at, None).await || lost_row;
+        let lost_race = self.balance(self.looked_at, None).await;
         self.tidy_up().await;
         self.looks.hold(self.links.len(), clock::now());
         Ok(match () {
             // Not all those that lost in the same moment again.
-            () if lost_race => {
+            () if lost_race || look_soon => {
                 let pause = self.parts.rng.random_range(0.5..1.5);
                 self.look_after((self.parts.config.look_interval() / 4).mul_f64(pause))
             }

@@ -76,8 +76,8 @@ pub(super) async fn check(
             let Some(shard) = shard else { return Ok(()) };
             let iterator = source.open(&shard.id, &StartFrom::Latest).await?;
             match source.read(&shard.id, &iterator, 1).await {
-                // Others read the shard too. That they may is all that matters.
-                Err(SourceError::Throttled { .. }) => Ok(()),
+                // Others read the shard too, or it took long. That they may is all that matters.
+                Err(SourceError::Throttled { .. } | SourceError::ExpiredIterator) => Ok(()),
                 other => other.map(drop),
             }
         }

@@ -67,6 +67,7 @@ impl Script {
         draft.show_the_past();
         draft.lose_records();
         draft.measure();
+        draft.outlast_rows();
         draft.last();
         draft.make_again();
         draft.script
@@ -316,13 +317,24 @@ impl Draft {
         if rng.random_bool(0.02) {
             let (at, millis) = (self.moment(rng), rng.random_range(60_000..=900_000));
             let kind = *LASTING.choose(rng).expect("some");
-            let Script { rate, length, steps, .. } = &mut self.script;
-            let longer = *length + millis;
-            steps.iter_mut().for_each(|(at, _)| *at = *at * longer / *length);
-            rate.1 = rate.1.max(longer / 500);
-            *length = longer;
+            self.stretch(self.script.length + millis);
             self.add(vec![(at, step(kind, self.failover, rng).lasting(millis))]);
         }
+    }
+
+    /// Rows of shards that have ended are deleted a minute later: some scripts go on for longer.
+    fn outlast_rows(&mut self) {
+        let rng = &mut self.apart(0x07_1a57);
+        if self.kinds.contains(&Kind::Reshard) && rng.random_bool(0.15) {
+            self.stretch(rng.random_range(120_000..=300_000));
+        }
+    }
+
+    fn stretch(&mut self, longer: u64) {
+        let Script { rate, length, steps, .. } = &mut self.script;
+        steps.iter_mut().for_each(|(at, _)| *at = *at * longer / *length);
+        rate.1 = rate.1.max(longer / 500);
+        *length = longer;
     }
 }
 

@@ -100,7 +100,6 @@ impl Observer {
             keys: Keys::default(),
             rows: BTreeMap::new(),
             removed: BTreeSet::new(),
-            were_looks_stale: false,
             touched: false,
             tenures: BTreeMap::new(),
             pulses: BTreeMap::new(),
@@ -294,9 +293,7 @@ impl Observer {
 
     /// Whether looks may show rows as they were before.
     pub(crate) fn looks_are_stale(&self, stale: bool) {
-        let mut state = self.lock();
-        state.are_looks_stale = stale;
-        state.were_looks_stale |= stale;
+        self.lock().are_looks_stale = stale;
     }
 
     pub(crate) fn throttled(&self, seat: &Seat, shard: &ShardId) {

@@ -201,7 +201,7 @@ mod tests {
         world.put(40);
         reads_everything(&mut world, 10 * SECOND).await;
         let cleaned = |world: &World| world.table.rows().len() == 2;
-        assert!(world.until(60 * SECOND, cleaned).await, "the parent's row is deleted");
+        assert!(world.until(150 * SECOND, cleaned).await, "the parent's row is deleted");
         world.split(0);
         world.put(40);
         reads_everything(&mut world, 10 * SECOND).await;

@@ -33,8 +33,6 @@ pub(super) struct State {
     pub(super) rows: BTreeMap<ShardId, RowLog>,
     /// Shards whose rows a person has removed since they were made.
     pub(super) removed: BTreeSet<ShardId>,
-    /// Looks were late.
-    pub(super) were_looks_stale: bool,
     /// Rows were removed or set back by hand.
     pub(super) touched: bool,
     pub(super) tenures: BTreeMap<(usize, ShardId), Tenure>,
@@ -390,12 +388,10 @@ impl State {
         self.tenures.insert((seat.no, shard), tenure);
     }
 
-    /// A worker makes a row. What has been read to its end is not begun again, unless a person removed rows or set them back: then
-    /// nobody can know.
+    /// A worker makes a row. What has been read to its end is not begun again, unless a person removed rows or set
+    /// them back: then nobody can know.
     pub(super) fn makes_anew(&mut self, seat: &Seat, shard: &ShardId) {
-        // A late look may show that a row was deleted, and not yet the rows for which it was.
-        let may_err = self.touched || self.were_looks_stale;
-        if !may_err && self.shards.get(shard).is_some_and(|log| log.ended) {
+        if !self.touched && self.shards.get(shard).is_some_and(|log| log.ended) {
             let again = format!("makes a lease again for {shard}, which has been read to its end");
             self.violate(&seat.name, again);
         }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use kinesis_consumer::{
-    Checkpoint, Config, InitialPosition, Lease, LeaseTable, Record, Shard, ShardId, WorkerError,
+    Checkpoint, Config, InitialPosition, Lease, LeaseTable, Record, Shard, ShardId, ShardOrder, WorkerError,
     io::{
         LeaseError, LeaseStore, Page, RecordSource, ShardFilter, ShardIterator, SourceError, StartFrom,
         StreamDescription,
@@ -87,11 +87,18 @@ async fn a_row_that_is_deleted_by_hand_while_a_worker_starts_stays_deleted() {
 async fn a_start_that_takes_long_makes_no_row_for_a_shard_that_has_been_read_to_its_end_meanwhile() {
     let second_listing = |faults: &Faults| {
         faults.next(Op::ListShards, 1, Fault::Delay(SECOND / 100));
-        faults.next(Op::ListShards, 1, Fault::DelayedReply(20 * SECOND));
+        faults.next(Op::ListShards, 1, Fault::DelayedReply(120 * SECOND));
     };
-    let trial = |faults: &Faults| faults.next(Op::DeleteLease, 1, Fault::DelayedReply(20 * SECOND));
-    let look = |faults: &Faults| faults.next(Op::ListLeases, 1, Fault::DelayedReply(20 * SECOND));
-    for hangs in [&second_listing as &dyn Fn(&Faults), &trial, &look] {
+    let trial = |faults: &Faults| faults.next(Op::DeleteLease, 1, Fault::DelayedReply(120 * SECOND));
+    let look = |faults: &Faults| faults.next(Op::ListLeases, 1, Fault::DelayedReply(120 * SECOND));
+    // That of the trial is the first.
+    let making = |faults: &Faults| {
+        faults.next(Op::CreateLease, 1, Fault::Delay(SECOND / 100));
+        faults.next(Op::CreateLease, 1, Fault::Delay(20 * SECOND));
+    };
+    for (hangs, is_ready) in
+        [(&second_listing as &dyn Fn(&Faults), false), (&trial, false), (&look, false), (&making, true)]
+    {
         let (world, faults) = (World::shards(1), Faults::new(3));
         world.put(0, ["a", "b"]);
         hangs(&faults);
@@ -103,7 +110,7 @@ async fn a_start_that_takes_long_makes_no_row_for_a_shard_that_has_been_read_to_
         world.put(0, ["c"]);
         world.put(1, ["d"]);
         until("the row of the shard that has ended is deleted", || world.find_row(0).is_none()).await;
-        assert!(!slow.handle.health().ready, "it is about to make the first rows");
+        assert_eq!(slow.handle.health().ready, is_ready, "or it is about to make the first rows");
         assert!(slow.handle.ready().await);
         until("the slow one has its share", || world.owners().contains(&"slow".into())).await;
         assert_eq!(world.trace.records(0), ["a", "b"], "nothing is read again");
@@ -111,6 +118,58 @@ async fn a_start_that_takes_long_makes_no_row_for_a_shard_that_has_been_read_to_
         slow.stop().await;
         worker.stop().await;
     }
+}
+
+/// While the slow one lists the shards, children that it finds are read to their ends, and their rows deleted.
+#[tokio::test(start_paused = true)]
+async fn a_search_that_takes_long_makes_no_row_for_a_shard_that_has_been_read_to_its_end_meanwhile() {
+    let (world, faults) = (World::shards(1), Faults::new(3));
+    let at_once = || Config { shard_order: ShardOrder::None, ..config() };
+    world.put(0, ["a"]);
+    let slow = run(world.cut_off_by(&faults, "slow", at_once()).build(world.probe()).expect("valid"));
+    world.checkpoint_at(0, "a").await;
+    world.stream.split(&world.shard(0));
+    faults.next(Op::ListShards, 1, Fault::DelayedReply(120 * SECOND));
+    let (listings, begun) = (faults.calls(Op::ListShards), Instant::now());
+    until("the slow one lists the shards", || faults.calls(Op::ListShards) > listings).await;
+    let worker = run(world.worker_with("a", at_once()).build(world.probe()).expect("valid"));
+    world.put(0, ["b"]);
+    world.put(1, ["c"]);
+    world.checkpoint_at(1, "b").await;
+    world.checkpoint_at(2, "c").await;
+    (1..3).for_each(|n| drop(world.stream.split(&world.shard(n))));
+    (0..4).for_each(|n| world.put(n, ["d"]));
+    let are_deleted = || (0..3).all(|n| world.find_row(n).is_none());
+    until("the rows of the shards that have ended are deleted", are_deleted).await;
+    assert!(begun.elapsed() < 120 * SECOND, "the slow one lists the shards still");
+    let looks = faults.calls(Op::ListLeases);
+    until("the slow one has found what it finds", || faults.calls(Op::ListLeases) > looks + 3).await;
+    assert!(are_deleted());
+    assert_eq!((world.trace.records(1), world.trace.records(2)), (vec!["b".into()], vec!["c".into()]));
+    slow.stop().await;
+    worker.stop().await;
+}
+
+/// So many that they are not made within the time for which a look tells what is missing.
+#[tokio::test(start_paused = true)]
+async fn first_rows_that_take_long_to_make_are_all_made_and_read() {
+    const SHARDS: usize = 1000;
+    let world = World::shards(SHARDS);
+    (0..SHARDS).for_each(|shard| world.put(shard, [shard]));
+    world.faults.chance(Op::CreateLease, 1.0, Fault::Delay(4 * SECOND));
+    let worker = run(world.worker("a").build(world.probe()).expect("valid"));
+    until("all rows", || world.table.rows().len() == SHARDS).await;
+    until("all records", || (0..SHARDS).all(|shard| world.trace.records(shard).len() == 1)).await;
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_whose_trial_outlives_its_iterator_is_no_error() {
+    let world = World::of(MemoryStream::new("stream", 1).with_iterator_lifetime(SECOND));
+    world.faults.chance(Op::ReadRecords, 1.0, Fault::Delay(2 * SECOND));
+    let worker = run(world.worker("a").build(world.probe()).expect("valid"));
+    until("it has begun", || !world.table.rows().is_empty()).await;
+    worker.crash().await;
 }
 
 /// A source whose filtered listings leave their first shard out.

@@ -83,11 +83,13 @@ impl Coordinator {
             }
             self.parts.vitals.turn();
             // A failed look proves nothing; the next one may.
+            let asked_at = clock::now();
             let rows = match self.stop.run_until_cancelled(self.parts.store.scan()).await {
                 Some(Ok(rows)) => rows,
                 Some(Err(_)) => continue,
                 None => return Ok(()),
             };
+            self.seen_at = asked_at;
             heartbeats::take_in(&mut self.view, &mut self.looks, rows, &self.identity, clock::now());
             let moved =
                 |(key, row): (&String, &Row)| before.get(key).is_some_and(|then| then.counter < row.counter);

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use rand::RngExt;
@@ -15,12 +15,13 @@ use crate::{
     config::{LeaseTable, ShardOrder},
     core::{
         audit::{self, Coverage},
+        cleanup::Cleanup,
         lease::{Checkpoint, Lease, LeaseKey},
         race::Race,
         shard::{HashKeyRange, ShardId},
         shard_sync::{self, Begin},
     },
-    io::{BoxError, LeaseError, ShardFilter},
+    io::{BoxError, ShardFilter},
     worker::{coordinator::CALLS_AT_ONCE, renewer::cause},
 };
 
@@ -29,18 +30,18 @@ const LIST_INTERVAL: Duration = Duration::from_secs(60);
 /// How often shards are listed by a worker that does not wait for parents: children begin so long after a
 /// reshard at the latest, and sooner the more workers there are.
 const SEARCH_INTERVAL: Duration = Duration::from_secs(20);
-/// So often an empty table is looked at, if answers take long, before its first rows are left to a later look.
-const LOOKS_BEFORE_FIRST: usize = 4;
+/// So long after a look rows are made by it at the latest.
+const GOOD_FOR: Duration = Duration::from_secs(30);
+/// So long rows are kept that nobody needs any more. By then every call is over that was decided on by a look from
+/// before: none makes them again.
+const KEPT: Duration = Duration::from_secs(60);
+const _: () = assert!(KEPT.as_secs() >= 2 * GOOD_FOR.as_secs());
 /// Rows in doubt that are read again in one look.
 const CONFIRMED_AT_ONCE: usize = 8;
 
-fn stood_still() -> LeaseError {
-    LeaseError::Unavailable { operation: "make a lease in time", source: "the worker stood still".into() }
-}
-
 impl Coordinator {
     /// Makes the leases that are missing: all at first, later where the hash keys show a hole.
-    /// True if peers make them, too.
+    /// True if the next look is to come soon.
     pub(super) async fn repair(&mut self) -> bool {
         let fresh = self.view.leases().next().is_none();
         // Who does not wait for parents does not learn of children from their ends.
@@ -69,9 +70,19 @@ impl Coordinator {
             self.list_after = clock::now() + SEARCH_INTERVAL.mul_f64(self.parts.rng.random_range(0.8..1.0));
         }
         let leases: Vec<Lease> = self.view.leases().cloned().collect();
-        let stop = self.stop.clone();
-        let mut missing = match stop.run_until_cancelled(self.missing(&leases, fresh || suspicious)).await {
+        let (stop, late) = (self.stop.clone(), self.seen_at + GOOD_FOR);
+        let missing = stop.run_until_cancelled(self.missing(&leases, fresh || suspicious)).await;
+        let mut missing = match missing {
             None => return false,
+            Some(Ok(missing)) if !missing.is_empty() && clock::now() >= late => {
+                if let Some(faults) = self.list_faults.failed() {
+                    warn!(
+                        faults,
+                        "listing shards took so long that leases may have changed meanwhile; trying again"
+                    );
+                }
+                return false;
+            }
             Some(Ok(missing)) => {
                 let to_make: BTreeSet<ShardId> = missing.iter().map(|lease| lease.key.shard()).collect();
                 self.settled_parents.extend(orphaned.difference(&to_make).cloned());
@@ -99,11 +110,12 @@ impl Coordinator {
         } else if !fresh && !missing.is_empty() {
             warn!(leases = missing.len(), "leases were missing and are made again");
         }
-        self.make(missing).await
+        self.make(missing, late).await
     }
 
-    /// Makes leases. True if peers make them, too: the next look shows what they made.
-    async fn make(&mut self, mut missing: Vec<Lease>) -> bool {
+    /// Makes leases until it is `late`. True if that comes first, or if peers make them, too: the next look shows
+    /// what they made.
+    async fn make(&mut self, mut missing: Vec<Lease>, late: Instant) -> bool {
         // Each worker pins the time of its start, and the earliest holds for all: who tries every row sees it.
         let pins = missing.iter().any(|lease| lease.checkpoint == Checkpoint::Latest);
         let races = !pins && !shard_sync::have_parents_among_them(&missing);
@@ -115,24 +127,22 @@ impl Coordinator {
         let mut race = Race::new(CALLS_AT_ONCE);
         let mut missing = missing.into_iter();
         let mut under_way = JoinSet::new();
-        // What stood still for so long does not know any more what is missing.
-        let patience = self.parts.config.failover_time / 2;
         loop {
             let at_once = if races { race.at_once() } else { CALLS_AT_ONCE };
-            while under_way.len() < at_once && !race.is_lost() {
+            while under_way.len() < at_once && !race.is_lost() && clock::now() < late {
                 let Some(mut lease) = missing.next() else { break };
                 lease.stream = Some(self.identity.clone());
                 let call = race.begin();
                 let store = self.parts.store.clone();
-                let late = clock::now() + patience;
                 under_way.spawn(self.parts.gate.pass(async move {
+                    // It may have stood still since then.
                     let created = match clock::now() < late {
-                        true => store.create(&lease).await,
-                        false => Err(stood_still()),
+                        true => Some(store.create(&lease).await),
+                        false => None,
                     };
                     // Somebody was faster, and may begin elsewhere. Not read now, it is at the next look.
                     let others = match created {
-                        Ok(false) if !races => store.get(&lease.key).await.ok().flatten(),
+                        Some(Ok(false)) if !races => store.get(&lease.key).await.ok().flatten(),
                         _ => None,
                     };
                     (lease, call, created, others)
@@ -140,21 +150,22 @@ impl Coordinator {
             }
             // After a stop it is all the same whether they are made.
             let done = self.stop.run_until_cancelled(under_way.join_next()).await.flatten();
-            let Some(done) = done else { return race.is_lost() };
+            let Some(done) = done else { return race.is_lost() || clock::now() >= late };
             let (lease, call, created, others) = done.expect("creations do not panic and are not aborted");
             self.parts.vitals.turn();
             match created {
-                Ok(true) => {
+                None => {}
+                Some(Ok(true)) => {
                     race.over(call, true);
                     self.view.note(lease, clock::now());
                 }
-                Ok(false) if races => race.over(call, false),
-                Ok(false) => {
+                Some(Ok(false)) if races => race.over(call, false),
+                Some(Ok(false)) => {
                     if let Some(row) = others.filter(|row| !audit::is_foreign(row, &self.identity)) {
                         self.view.note(row, clock::now());
                     }
                 }
-                Err(error) => {
+                Some(Err(error)) => {
                     if let Some(faults) = self.write_faults.failed() {
                         warn!(lease = %lease.key, faults, %error, cause = cause(&error), "lease not made; trying again");
                     }
@@ -201,13 +212,12 @@ impl Coordinator {
             }
             // Not from every server: some ignore the filter. Then the lineage decides.
             if let Some(initial) = shard_sync::initial(&listed, begin) {
-                return self.unless_filled(initial).await;
+                return Ok(initial);
             }
         }
         let listed = self.parts.source.list_shards(ShardFilter::All).await?;
         if leases.is_empty() {
-            let made = shard_sync::missing(&listed, leases, begin, true);
-            return self.unless_filled(made).await;
+            return Ok(shard_sync::missing(&listed, leases, begin, true));
         }
         // What has left the stream is nobody's parent any more.
         let ids: BTreeSet<&ShardId> = listed.iter().map(|shard| &shard.id).collect();
@@ -242,23 +252,6 @@ impl Coordinator {
         }
     }
 
-    /// The first leases of an empty table, if it is empty still. One that was empty a while ago may have been filled
-    /// since, and have lost the rows of shards that have ended: the next look shows which.
-    async fn unless_filled(&mut self, first: Vec<Lease>) -> Result<Vec<Lease>, BoxError> {
-        for _ in 0..LOOKS_BEFORE_FIRST {
-            let now = clock::now();
-            if now < self.seen_at + self.parts.config.look_interval() {
-                return Ok(first);
-            }
-            let rows = self.parts.store.scan().await?.leases;
-            if !rows.iter().all(|row| audit::is_foreign(row, &self.identity)) {
-                return Ok(Vec::new());
-            }
-            self.seen_at = now;
-        }
-        Err("the lease table is too slow to tell whether it is empty".into())
-    }
-
     /// Replaces these rows by what they are now.
     async fn confirm_rows(&mut self, leases: &mut Vec<Lease>, keys: Vec<LeaseKey>) -> Result<(), BoxError> {
         let count = keys.len();
@@ -284,6 +277,7 @@ impl Coordinator {
             match self.stop.run_until_cancelled(self.parts.store.open(true)).await {
                 Some(Ok(())) => {
                     self.table_faults.over();
+                    self.cleanup = Cleanup::default();
                 }
                 Some(Err(error)) => debug!(%error, "the lease table was not made"),
                 None => {}
@@ -292,23 +286,20 @@ impl Coordinator {
     }
 
     /// Deletes rows that nobody needs, unless the worker is to stop.
-    pub(super) async fn tidy_up(&self) {
+    pub(super) async fn tidy_up(&mut self) {
+        let stop = self.stop.clone();
         let tidy = async {
             self.clean_up().await;
             self.forget_workers().await;
         };
-        self.stop.run_until_cancelled(tidy).await;
+        stop.run_until_cancelled(tidy).await;
     }
 
-    /// Deletes the leases of finished shards whose children have begun; the rest at the next looks.
-    async fn clean_up(&self) {
-        // Most looks find nothing to delete, and need no copy of the table to know it.
-        if !self.view.leases().any(Lease::is_finished) {
-            return;
-        }
-        let leases: Vec<Lease> = self.view.leases().cloned().collect();
+    /// Deletes the leases of finished shards whose children have begun long enough ago; the rest at the next looks.
+    async fn clean_up(&mut self) {
+        let due = self.cleanup.due(self.view.leases(), KEPT, clock::now());
         let mut under_way = JoinSet::new();
-        for lease in shard_sync::deletable(&leases).into_iter().take(CALLS_AT_ONCE) {
+        for lease in due.into_iter().take(CALLS_AT_ONCE) {
             let (store, lease) = (self.parts.store.clone(), lease.clone());
             under_way.spawn(self.parts.gate.pass(async move {
                 match store.delete(&lease).await {
