@@ -53,7 +53,8 @@ impl Holders {
     /// How often it has, as `looks` show it.
     fn moves_seen(&self, looks: &[Instant]) -> usize {
         let known = &self.came[self.forgotten..];
-        let at = |look: &Instant| known.iter().rev().find(|(came, _)| came <= look).map(|(_, who)| who);
+        // What comes in the moment of a look may come after it.
+        let at = |look: &Instant| known.iter().rev().find(|(came, _)| came < look).map(|(_, who)| who);
         moves(looks.iter().filter_map(at))
     }
 }
