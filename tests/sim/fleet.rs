@@ -202,7 +202,7 @@ impl World {
         self.setup.config.failover_time
     }
 
-    /// Lets time pass. Stops early at a violation.
+    /// Lets time pass.
     pub(crate) async fn advance(&mut self, time: Duration) {
         tokio::time::sleep(time).await;
         self.reap();

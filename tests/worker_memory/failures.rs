@@ -6,12 +6,13 @@ use std::sync::{
 };
 
 use kinesis_consumer::{
-    Batch, Checkpoint, Config, Event, Failure, LeaseLost, Ordering, ShardContext, ShardStart, Verdict,
-    WorkerBuilder, WorkerError, health::Reason, io::memory::MemoryMetrics, metrics::Metric,
+    Batch, Checkpoint, Config, Drain, Drained, EndOfShard, Event, Failure, Lease, LeaseLost, Ordering,
+    RecordProcessor, ShardContext, ShardDone, ShardId, ShardStart, Verdict, WorkerBuilder, WorkerError,
+    health::Reason, io::memory::MemoryMetrics, metrics::Metric,
 };
 use tokio::time::Instant;
 
-use crate::world::{FAILOVER, Running, SECOND, World, config, event, payloads, run, text, until};
+use crate::world::{FAILOVER, Running, SECOND, Trace, World, config, event, payloads, run, text, until};
 
 #[tokio::test(start_paused = true)]
 async fn a_failed_batch_comes_again_with_growing_delays_and_the_lease_is_kept() {
@@ -377,10 +378,58 @@ async fn many_records_in_flight_for_long_are_no_stall_as_long_as_the_oldest_are_
     drop(worker);
 }
 
-struct OnDrop(crate::world::Trace, kinesis_consumer::ShardId);
+struct OnDrop(Trace, ShardId);
 
 impl Drop for OnDrop {
     fn drop(&mut self) {
         self.0.add(&self.1, "dropped");
     }
+}
+
+/// Takes every record, and panics when its lease is lost.
+struct TakesItHard(Trace, ShardId);
+
+impl RecordProcessor for TakesItHard {
+    async fn process(&mut self, batch: Batch, _: &ShardContext) -> Result<Verdict, Failure> {
+        self.0.add(&self.1, format!("batch {}", payloads(&batch).join(" ")));
+        Ok(Verdict::Done)
+    }
+
+    async fn shard_ended(&mut self, end: EndOfShard) -> Result<ShardDone, Failure> {
+        Ok(end.complete().await?)
+    }
+
+    async fn draining(&mut self, drain: Drain) -> Result<Drained, Failure> {
+        Ok(drain.finish().await?)
+    }
+
+    async fn lease_lost(&mut self, _: LeaseLost) {
+        self.0.add(&self.1, "lost");
+        panic!("lost it");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn code_that_panics_over_a_lost_lease_ends_nothing_else_and_reads_it_again_later() {
+    let world = World::shards(2);
+    (0..2).for_each(|shard| world.put(shard, ["a"]));
+    let trace = world.trace.clone();
+    let factory = move |start: ShardStart| {
+        let processor = TakesItHard(trace.clone(), start.shard);
+        async move { Ok(processor) }
+    };
+    let worker = run(world.worker("a").build(factory).expect("valid"));
+    for shard in 0..2 {
+        world.checkpoint_at(shard, "a").await;
+    }
+    let stolen = world.row(0);
+    world.table.put_row(Lease { owner: Some("b".into()), counter: stolen.counter + 5, ..stolen });
+    world.put(1, ["b"]);
+    world.checkpoint_at(1, "b").await;
+    // The thief does not renew.
+    until("the lease is back", || world.owners() == ["a", "a"]).await;
+    world.put(0, ["b"]);
+    world.checkpoint_at(0, "b").await;
+    assert_eq!(world.trace.of(0), ["batch a", "lost", "batch b"]);
+    worker.stop().await;
 }
