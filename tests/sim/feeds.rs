@@ -331,6 +331,14 @@ async fn counters_that_stand_still_and_writes_of_others_are_caught() {
         },
         "was allowed to renew",
     );
+    fed(
+        |feed| {
+            let tenure = feed.claims(&feed.a, &feed.row);
+            feed.observer.written_elsewhere(&Lease { owner: Some("java".into()), ..tenure.row().clone() });
+            feed.wrote(&feed.a, &tenure.renewal(), tenure.row());
+        },
+        "was allowed to renew shardId-000000000001, which is java's",
+    );
 }
 
 #[tokio::test(start_paused = true)]

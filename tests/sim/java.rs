@@ -51,7 +51,7 @@ impl Java {
     /// Writes a row in one conditional update: nobody else runs between its reading and its writing.
     fn write(&self, row: Lease) {
         let row = Lease { counter: row.counter + 1, ..row };
-        self.observer.row_edited(&row.key.shard(), row.counter, false);
+        self.observer.written_elsewhere(&row);
         self.table.put_row(row);
     }
 
@@ -147,7 +147,8 @@ mod tests {
         *,
     };
 
-    /// F30: a worker of the Java KCL 2.x joins the fleet, both are deployed anew, and it dies.
+    /// F30: a worker of the Java KCL 2.x joins the fleet and takes what one of ours held that stands still; both are
+    /// deployed anew, and it dies.
     #[tokio::test(start_paused = true)]
     async fn java_and_rust_workers_share_a_table_through_deploys_and_resharding() {
         for seed in 600..610 {
@@ -157,6 +158,13 @@ mod tests {
             world.put(60);
             world.advance(20 * SECOND).await;
             assert_eq!(owned(&world, "java"), 2, "its share, stolen one by one");
+            let held = owned(&world, "b");
+            world.freeze(1);
+            world.put(30);
+            world.advance(2 * world.failover() + Duration::from_millis(137 * (seed - 600))).await;
+            assert!(owned(&world, "b") < held, "what it held is taken");
+            world.thaw(1);
+            world.advance(20 * SECOND).await;
             world.split(0);
             world.put(30);
             world.advance(3 * SECOND).await;

@@ -249,6 +249,7 @@ impl Observer {
         let mut state = self.lock();
         let row = state.rows.entry(shard.clone()).or_default();
         (row.edited, row.highest, row.load_of) = (true, counter, None);
+        row.held_elsewhere = None;
         row.rewound |= rewound;
         row.finished &= !rewound;
         let holder = row.holder;
@@ -260,6 +261,14 @@ impl Observer {
         {
             tenure.exact = false;
         }
+    }
+
+    /// A worker that is not ours has written to the row: it holds it from now on, or nobody does.
+    pub(crate) fn written_elsewhere(&self, row: &Lease) {
+        let shard = row.key.shard();
+        self.row_edited(&shard, row.counter, false);
+        let holder = row.holder().map(ToString::to_string);
+        self.lock().rows.entry(shard).or_default().held_elsewhere = holder;
     }
 
     /// A worker that is not ours has processed these.

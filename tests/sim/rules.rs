@@ -66,6 +66,8 @@ pub(super) struct RowLog {
     pub(super) transferred: bool,
     /// To whom, and when.
     pub(super) handed_to: Option<(WorkerId, Instant)>,
+    /// A worker that is not ours holds it.
+    pub(super) held_elsewhere: Option<String>,
     /// Somebody has set the checkpoint back by hand.
     pub(super) rewound: bool,
     /// It says that the shard has been read to its end.
@@ -252,6 +254,7 @@ impl State {
         });
         let row = self.rows.entry(shard.clone()).or_default();
         let (highest, holder, edited) = (row.highest, row.holder, row.edited);
+        let elsewhere = row.held_elsewhere.clone();
         // Whoever did not hear that it had left says so again.
         let again = matches!(write.owner(), OwnerChange::Leave) && row.left_by == Some(seat.no);
         (row.highest, row.finished) = (after.counter, after.is_finished());
@@ -263,8 +266,9 @@ impl State {
         }
         match write.owner() {
             OwnerChange::Set { owner, .. } => self.claimed(seat, owner, valid_until, before, after),
-            _ if holder != Some(seat.no) && !edited && !again => {
-                let now = holder.map_or("nobody's", |no| self.instances[no].name.as_str()).to_owned();
+            _ if elsewhere.is_some() || holder != Some(seat.no) && !edited && !again => {
+                let ours = || holder.map_or("nobody's", |no| self.instances[no].name.as_str()).to_owned();
+                let now = elsewhere.map_or_else(ours, |who| format!("{who}'s"));
                 let kind = kind(write);
                 self.violate(&seat.name, format!("was allowed to {kind} {shard}, which is {now}"));
             }
