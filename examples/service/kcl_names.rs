@@ -47,6 +47,7 @@ const NO_THREADS: Instead = Nothing("there are no threads to count");
 const OWN_BALANCE: Instead = Nothing("workers spread leases evenly by themselves");
 const ONE_CALL: Instead = Nothing("each worker publishes its metrics in one call a minute");
 
+const CLEANED_UP: Instead = Nothing("leases of finished shards are deleted a minute after their last use");
 const CODE: Instead =
     Nothing("it is code there, and so it is here: the worker's builder takes it if anything");
 const INTERNAL: Instead = Nothing("it is of the KCL's own workings");
@@ -69,10 +70,7 @@ const NAMES: [(&str, Instead); 129] = [
         Nothing("leases of finished shards are always deleted, a minute after their last use"),
     ),
     ("clientVersionConfig", Nothing("the lease table is read and written in every version's form")),
-    (
-        "completedLeaseCleanupIntervalMillis",
-        Nothing("leases of finished shards are deleted a minute after their last use"),
-    ),
+    ("completedLeaseCleanupIntervalMillis", CLEANED_UP),
     ("consistentReads", Nothing("reads decide nothing that a conditional write does not check")),
     ("consumerArn", Nothing("shards are polled")),
     ("consumerName", Nothing("shards are polled")),
@@ -113,11 +111,8 @@ const NAMES: [(&str, Instead); 129] = [
     ("kinesisRequestTimeout", Nothing("it follows failover_time")),
     ("leaseAssignmentIntervalMillis", Nothing("it follows failover_time and scan_budget")),
     ("leaseAssignmentStrategy", OWN_BALANCE),
-    ("leaseCleanupConfig", Nothing("leases of finished shards are deleted a minute after their last use")),
-    (
-        "leaseCleanupIntervalMillis",
-        Nothing("leases of finished shards are deleted a minute after their last use"),
-    ),
+    ("leaseCleanupConfig", CLEANED_UP),
+    ("leaseCleanupIntervalMillis", CLEANED_UP),
     ("leaseManagementFactory", CODE),
     (
         "leasesRecoveryAuditorExecutionFrequencyMillis",
